@@ -60,7 +60,7 @@ class MetaKD(Method):
         self.modalities = model.modalities
         self.importance = ImportanceWeights(len(self.modalities), recipe.normalisation)
         self.optimizers = {
-            "network": torch.optim.Adam(model.parameters(), recipe.lr, weight_decay=recipe.weight_decay),
+            "network": torch.optim.Adam(model.parameters(), recipe.lr, weight_decay=recipe.weight_decay, fused=True),
             "importance": torch.optim.Adam(self.importance.parameters(), recipe.meta_lr, weight_decay=recipe.meta_weight_decay),
         }
         if recipe.alpha > 0 and len(self.modalities) > 1: self.meta_step = self._meta_step

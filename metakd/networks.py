@@ -28,8 +28,8 @@ class LeNet(nn.Module):
         h, w = ((n - 4) // 2 for n in (h, w))
         if min(h, w) < 1: raise MetakdError(f"LeNet needs at least 16 x 16 pixels, not {height} x {width}")
         self.convolutions = nn.Sequential(
-            nn.Conv2d(channels, 6, 5), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+            nn.Conv2d(channels, 6, 5), nn.MaxPool2d(2), nn.ReLU(),
+            nn.Conv2d(6, 16, 5), nn.MaxPool2d(2), nn.ReLU(), nn.Flatten(),
         )
         self.linear = nn.Sequential(nn.Linear(16 * h * w, 120), nn.ReLU(), nn.Linear(120, feature_size), nn.ReLU())
 

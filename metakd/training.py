@@ -175,13 +175,14 @@ def train(
     task: Task,
     recipe: Recipe,
     data: Batch,  # training samples, holes and all
-    validation: Batch,  # held-out samples, everything present: for the meta step, and to watch
+    validation: Batch,  # held-out samples to watch and to select by
     tested: Tensor | None = None,  # [M] bool, the subset that validation asks for; None: the mean over all subsets
     out: str | Path | None = None,  # where checkpoints, logs and the model go; None: nowhere
     resume: bool = False,  # continue from the newest checkpoint in `out`, if there is one
     progress: bool = True,  # a bar
     checkpoint_seconds: float = 30.0,  # the least time between two checkpoints; 0: one each epoch
     stop_after: int | None = None,  # stop, with a checkpoint, after this many steps in all
+    meta: Batch | None = None,  # D_v of equation (4), everything present; None: the complete samples of `validation`
 ) -> pd.DataFrame:  # one row an epoch: epoch, step, seconds, loss, what the method logs, the validation metric
     "Train a method; it holds the chosen weights afterwards. The same call with `resume=True` continues a run that stopped."
     out = Path(out) if out is not None else None
@@ -190,12 +191,14 @@ def train(
         raise MetakdError(f"{out} already holds a run; resume it, or choose another folder")
     check_batch(data, method.modalities)
     check_batch(validation, method.modalities)
+    if meta is None: meta = validation.take(validation.available.all(1))
+    if method.meta_step and not meta.size: raise MetakdError("the meta step needs held-out samples with every modality, and validation has none; pass some as `meta`, or set alpha to 0")
 
     accelerator = make_accelerator(recipe.precision, out)
     device, main = accelerator.device, accelerator.is_main_process
     loader = Loader(data.to(device), recipe.batch_size, recipe.seed, recipe.drop, accelerator.process_index, accelerator.num_processes)
-    held_out = Loader(validation.to(device), recipe.batch_size, recipe.seed)
-    total = len(loader) * recipe.epochs
+    held_out = Loader(meta.to(device), recipe.batch_size, recipe.seed)
+    validation, total = validation.to(device), len(loader) * recipe.epochs
     method.to(device)
     state = {"step": 0, "history": [], "sums": {}, "best": None, "seconds": 0.0}
     if start: state.update(load_checkpoint(start, method, recipe))
@@ -253,7 +256,7 @@ def train(
                 means = {k: v / len(loader) for k, v in sums.items()}
                 if accelerator.num_processes > 1: means = {k: accelerator.reduce(v, "mean") for k, v in means.items()}
                 row.update(zip(means, torch.stack(list(means.values())).tolist()))
-                with accelerator.autocast(): table = evaluate(method, task, held_out.data, None if tested is None else tested[None])
+                with accelerator.autocast(): table = evaluate(method, task, validation, None if tested is None else tested[None])
                 row[task.main_metric] = table[task.main_metric].mean()
                 state["history"].append(row)
                 sums.clear()

@@ -1,0 +1,44 @@
+# make demo | make test | make lab. The environment is made once, in .venv; PIP_ARGS is passed to pip.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: install demo test lab notebooks readme export constraints clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: constraints.txt settings.ini setup.py
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'metakd needs Python 3.10 or newer; name one with: make PYTHON=python3.12 ...')"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	git config --local include.path ../.gitconfig || true
+	touch $@
+
+demo: install  ## train and evaluate four methods, print a table, write demo/
+	$(BIN)/metakd demo --out demo
+
+test: install  ## every test: notebooks, whole program, notebooks and package agree, notebooks are clean
+	$(BIN)/nbdev_test --n_workers 2 --timing
+	$(BIN)/python -m pytest tests
+
+lab: install  ## the chapters in JupyterLab
+	$(BIN)/jupyter lab nbs
+
+export: install  ## notebooks to package
+	$(BIN)/nbdev_export
+
+notebooks: install  ## execute every chapter in place, for committing
+	for nb in nbs/*.ipynb; do $(BIN)/jupyter nbconvert --to notebook --execute --inplace $$nb || exit 1; done
+	$(BIN)/nbdev_clean
+
+readme: install  ## README.md from nbs/index.ipynb
+	$(BIN)/python tests/readme.py
+
+constraints:  ## the tested set of versions anew
+	$(BIN)/python -m pip install uv
+	$(BIN)/python -c "from configparser import ConfigParser as C; c = C(delimiters=['=']); c.read('settings.ini'); c = c['DEFAULT']; print('\n'.join((c['requirements'] + ' ' + c['dev_requirements']).split()))" > requirements.tmp
+	(echo "# The versions that were tested together; regenerate with: make constraints"; $(BIN)/uv pip compile --universal --python-version 3.10 --no-annotate --no-header requirements.tmp | grep -v -E '^(nvidia|cuda|triton)') > constraints.txt
+	rm requirements.tmp
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info demo

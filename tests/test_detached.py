@@ -1,0 +1,37 @@
+"Every notebook runs opened alone in an empty folder, with nothing but the installed wheel."
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+root = Path(__file__).parent.parent
+notebooks = sorted(p for p in (root / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory):
+    "The wheel, built and unpacked where this checkout is not seen."
+    folder = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
+    subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(folder), str(root)], check=True)
+    subprocess.run([*pip, "install", "--no-deps", "--target", str(folder / "site"), *map(str, folder.glob("*.whl"))], check=True)
+    assert (folder / "site" / "metakd" / "data" / "fsdd.sha256").exists()
+    return folder / "site"
+
+
+@pytest.mark.parametrize("nb", notebooks, ids=lambda p: p.stem)
+def test_notebook_runs_detached(nb, site, tmp_path):
+    alone = tmp_path / nb.name
+    alone.write_bytes(nb.read_bytes())
+    script = f"""
+import metakd, sys
+assert metakd.__file__.startswith({str(site)!r}), metakd.__file__
+from nbdev.test import test_nb
+ok, seconds = test_nb({str(alone)!r}, skip_flags=["notest", "slow", "cuda"], basepath={str(tmp_path)!r})
+sys.exit(not ok)
+"""
+    env = {**os.environ, "PYTHONPATH": str(site), "IN_TEST": "1", "MPLBACKEND": "Agg"}
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]

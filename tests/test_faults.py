@@ -1,0 +1,125 @@
+"Runs that are killed, interrupted, out of disk, or spread over processes. Each starts real processes, as a user would."
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import safetensors.torch
+import torch
+
+BASE = ["train", "--rate", "0.2", "--recipe.epochs", "5", "--checkpoint-seconds", "0"]
+ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def command(out, *more):
+    return [sys.executable, "-m", "metakd.cli", *BASE, "--out", str(out), *more]
+
+
+def finish(out, *more, **options):
+    done = subprocess.run(command(out, *more), env=ENV, capture_output=True, text=True, timeout=240, **options)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done
+
+
+def log(out):
+    return pd.read_csv(Path(out) / "log.csv").drop(columns="seconds")
+
+
+def wait_for_checkpoint(process, out, step):
+    for _ in range(2400):
+        found = sorted((out / "checkpoints").glob("step-*"))
+        if found and int(found[-1].name[5:]) >= step: return
+        assert process.poll() is None, "the training ended before it could be stopped"
+        time.sleep(0.05)
+    raise AssertionError("no checkpoint came")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    "A run that nobody disturbed."
+    out = tmp_path_factory.mktemp("whole") / "run"
+    finish(out)
+    return out
+
+
+def same_result(a, b):
+    pd.testing.assert_frame_equal(log(a), log(b), check_exact=True)
+    wa, wb = (safetensors.torch.load_file(x / "weights.safetensors") for x in (a, b))
+    assert wa.keys() == wb.keys() and all(torch.equal(wa[k], wb[k]) for k in wa)
+
+
+def test_sigkill_in_mid_epoch_then_resume_gives_the_same_bits(whole, tmp_path):
+    out = tmp_path / "run"
+    process = subprocess.Popen(command(out), env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for_checkpoint(process, out, 58)
+    time.sleep(0.1)  # into the next epoch
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (out / "weights.safetensors").exists()
+    finish(out, "--resume")
+    same_result(whole, out)
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_resumes(whole, tmp_path):
+    out = tmp_path / "run"
+    process = subprocess.Popen(command(out, "--checkpoint-seconds", "1000"), env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    for _ in range(2400):
+        if (out / "log.csv").exists(): break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and "stopped at step" in errors and "Traceback" not in errors
+    assert list((out / "checkpoints").glob("step-*"))
+    finish(out, "--resume")
+    same_result(whole, out)
+
+
+def test_full_disk_keeps_the_last_good_checkpoint(tmp_path):
+    from metakd.experiments import Experiment, prepare
+    from metakd.tasks import Recipe
+    from metakd.training import latest_checkpoint, load_checkpoint, train
+
+    out, recipe = tmp_path / "run", Recipe(epochs=3)
+    p = prepare(Experiment(rate=0.2), recipe)
+    train(p.method, p.task, p.recipe, p.train, p.validation, p.asked, out, progress=False, checkpoint_seconds=0, stop_after=29)
+    before = {f.name: f.read_bytes() for f in latest_checkpoint(out).iterdir()}
+    script = f"""
+import resource, sys
+from metakd.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))  # weights are larger than that: every write of them fails half-way, as on a full disk
+main(["train", "--out", {str(out)!r}, "--rate", "0.2", "--recipe.epochs", "3", "--checkpoint-seconds", "0", "--resume"])
+"""
+    done = subprocess.run([sys.executable, "-c", script], env=ENV, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert "could not be written" in done.stderr and "is whole" in done.stderr and "Traceback" not in done.stderr
+    assert {f.name: f.read_bytes() for f in latest_checkpoint(out).iterdir()} == before
+    assert not list((out / "checkpoints").glob(".*"))
+    fresh = prepare(Experiment(rate=0.2), recipe)
+    assert load_checkpoint(latest_checkpoint(out), fresh.method, fresh.recipe)["step"] == 29
+
+
+def test_two_processes_give_the_losses_of_one(tmp_path):
+    # Each process draws its own dropout masks, so equality is a statement about dropout 0; batches of 32 end with one of 4.
+    options = ("--recipe.dropout", "0", "--recipe.drop", "0.3", "--recipe.epochs", "2")
+    finish(tmp_path / "one", *options)
+    with socket.socket() as s: s.bind(("127.0.0.1", 0)); port = s.getsockname()[1]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--main_process_port", str(port), "--module", "metakd.cli",
+              *BASE, "--out", str(tmp_path / "two"), *options]
+    done = subprocess.run(launch, env=ENV, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = log(tmp_path / "one"), log(tmp_path / "two")
+    for column in ("loss", "task", "distillation", "meta", "w_image"):
+        assert (one[column] - two[column]).abs().max() < 1e-5, column
+    assert one.step.tolist() == two.step.tolist()
+
+
+def test_a_mistake_is_one_line_and_status_2(tmp_path):
+    done = subprocess.run([sys.executable, "-m", "metakd.cli", "train", "--out", str(tmp_path / "new"), "--rate", "1.5"], env=ENV, capture_output=True, text=True)
+    assert done.returncode == 2 and "rate 1.5 is not between 0 and 1" in done.stderr
+    assert "Traceback" not in done.stderr and not (tmp_path / "new").exists()
