@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from .distillation import ImportanceWeights, distillation_loss
+from .distillation import ImportanceWeights, distillation_loss, pair_share
 from .modalities import Batch, MetakdError
 from .model import MultimodalModel
 from .tasks import Method, Recipe, Task
@@ -63,7 +63,12 @@ class MetaKD(Method):
             "network": torch.optim.Adam(model.parameters(), recipe.lr, weight_decay=recipe.weight_decay, fused=True),
             "importance": torch.optim.Adam(self.importance.parameters(), recipe.meta_lr, weight_decay=recipe.meta_weight_decay),
         }
+        self.pair_share = 1.0
         if recipe.alpha > 0 and len(self.modalities) > 1: self.meta_step = self._meta_step
+
+    def setup(self, data: Batch) -> None:
+        "Count the pairs, so that equation (5) is a mean over them."
+        self.pair_share = pair_share(data.available) or 1.0
 
     def training_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         "The lower level of equation (4), w fixed."
@@ -72,7 +77,7 @@ class MetaKD(Method):
         loss = self.task.loss(logits, batch.y)
         logs = {"task": loss.detach()}
         if self.recipe.alpha > 0 and self.progress >= self.recipe.distill_from:
-            distillation = distillation_loss(features[-1], batch.available, self.importance(), self.recipe.distance)
+            distillation = distillation_loss(features[-1], batch.available, self.importance(), self.recipe.distance) / self.pair_share
             loss = loss + self.recipe.alpha * distillation
             logs["distillation"] = distillation.detach()
         return loss, logs

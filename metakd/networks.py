@@ -31,7 +31,7 @@ class LeNet(nn.Module):
             nn.Conv2d(channels, 6, 5), nn.MaxPool2d(2), nn.ReLU(),
             nn.Conv2d(6, 16, 5), nn.MaxPool2d(2), nn.ReLU(), nn.Flatten(),
         )
-        self.linear = nn.Sequential(nn.Linear(16 * h * w, 120), nn.ReLU(), nn.Linear(120, feature_size), nn.ReLU())
+        self.linear = nn.Sequential(nn.Linear(16 * h * w, 120), nn.ReLU(), nn.Linear(120, feature_size), nn.LayerNorm(feature_size, elementwise_affine=False))
 
     def forward(self, x: Tensor) -> Tensor:  # [N, channels, height, width] -> [N, feature_size]
         return self.linear(self.convolutions(x))

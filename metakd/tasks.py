@@ -61,6 +61,9 @@ class Method(nn.Module):
     progress: float = 0.0  # the part of the training that is done, 0..1; the trainer keeps it up to date
     meta_step = None  # or a function (batch) -> logs that updates the outer level by itself
 
+    def setup(self, data: Batch) -> None:
+        "Look at the training samples once before training, for whatever a method must know of them."
+
     def training_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:  # loss [], logs: name -> []
         "The loss of one batch, with a graph, and what is worth logging, without."
         raise NotImplementedError

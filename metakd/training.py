@@ -194,6 +194,7 @@ def train(
     if meta is None: meta = validation.take(validation.available.all(1))
     if method.meta_step and not meta.size: raise MetakdError("the meta step needs held-out samples with every modality, and validation has none; pass some as `meta`, or set alpha to 0")
 
+    method.setup(data)
     accelerator = make_accelerator(recipe.precision, out)
     device, main = accelerator.device, accelerator.is_main_process
     loader = Loader(data.to(device), recipe.batch_size, recipe.seed, recipe.drop, accelerator.process_index, accelerator.num_processes)
