@@ -17,6 +17,7 @@ $(VENV)/.installed: constraints.txt settings.ini setup.py
 demo: install  ## train and evaluate four methods, print a table, write demo/
 	$(BIN)/metakd demo --out demo
 
+test: export OMP_NUM_THREADS = 1  # two workers on two cores
 test: install  ## every test: notebooks, whole program, notebooks and package agree, notebooks are clean
 	$(BIN)/nbdev_test --n_workers 2 --timing
 	$(BIN)/python -m pytest tests
@@ -28,7 +29,7 @@ export: install  ## notebooks to package
 	$(BIN)/nbdev_export
 
 notebooks: install  ## execute every chapter in place, for committing
-	for nb in nbs/*.ipynb; do $(BIN)/jupyter nbconvert --to notebook --execute --inplace $$nb || exit 1; done
+	for nb in nbs/*.ipynb; do TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace $$nb || exit 1; done
 	$(BIN)/nbdev_clean
 
 readme: install  ## README.md from nbs/index.ipynb

@@ -241,7 +241,7 @@ def bench_features(repeats: int, source: str, path: str | None) -> dict:
                 out = np.zeros((len(paths), 1, fe.coefficients, fe.frames), np.float32)
                 for row, path in zip(out, paths):
                     m = librosa.feature.mfcc(y=read_wav(path)[::fe.step], sr=RATE, n_mfcc=fe.coefficients, n_fft=fe.n_fft, hop_length=fe.hop, n_mels=fe.n_mels)[:, :fe.frames]
-                    row[0, :, :m.shape[1]] = m
+                    row[0, :, :m.shape[1]] = fe.scale * m
                 return out
         cold, warm, plain = [], [], []
         audio_features(paths[:64], name)

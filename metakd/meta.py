@@ -57,7 +57,7 @@ class MetaKD(Method):
     def __init__(self, model: MultimodalModel, task: Task, recipe: Recipe):
         super().__init__()
         self.model, self.task, self.recipe = model, task, recipe
-        self.modalities = model.modalities
+        self.modalities, self.shapes = model.modalities, model.shapes
         self.importance = ImportanceWeights(len(self.modalities), recipe.normalisation)
         self.optimizers = {
             "network": torch.optim.Adam(model.parameters(), recipe.lr, weight_decay=recipe.weight_decay, fused=True),

@@ -24,9 +24,10 @@ class MultimodalModel(nn.Module):
         encoders: Encoders,
         decoder: nn.Module,  # list of levels, each [B, M, C, ...] -> logits [B, ...]
         impute: Callable[[Tensor, Tensor], Tensor] = impute_mean,  # applied to each level
+        shapes: Mapping[str, Sequence[int]] | None = None,  # modality -> shape of one sample, where batches should be checked for it
     ):
         super().__init__()
-        self.encoders, self.decoder, self.impute_level = encoders, decoder, impute
+        self.encoders, self.decoder, self.impute_level, self.shapes = encoders, decoder, impute, shapes
         self.modalities = encoders.modalities
 
     def encode(self, x: Mapping[str, Tensor], available: Tensor) -> list[Tensor]:
@@ -64,7 +65,8 @@ def lenet_classifier(
     feature_size: int = 84,
     hidden: int = 64,
     dropout: float = 0.5,
+    normalise: bool = True,
 ) -> MultimodalModel:
     "One LeNet a modality, features of one size, and a fully connected head."
-    encoders = Encoders({m: LeNet(shape, feature_size) for m, shape in shapes.items()})
-    return MultimodalModel(encoders, ConcatHead(len(shapes), feature_size, classes, hidden, dropout))
+    encoders = Encoders({m: LeNet(shape, feature_size, normalise) for m, shape in shapes.items()})
+    return MultimodalModel(encoders, ConcatHead(len(shapes), feature_size, classes, hidden, dropout), shapes=dict(shapes))

@@ -21,6 +21,7 @@ class LeNet(nn.Module):
         self,
         shape: Sequence[int],  # of one input, (channels, height, width)
         feature_size: int = 84,  # C, the width of the result
+        normalise: bool = True,  # zero mean and unit variance over C; otherwise a ReLU
     ):
         super().__init__()
         channels, height, width = shape
@@ -31,7 +32,8 @@ class LeNet(nn.Module):
             nn.Conv2d(channels, 6, 5), nn.MaxPool2d(2), nn.ReLU(),
             nn.Conv2d(6, 16, 5), nn.MaxPool2d(2), nn.ReLU(), nn.Flatten(),
         )
-        self.linear = nn.Sequential(nn.Linear(16 * h * w, 120), nn.ReLU(), nn.Linear(120, feature_size), nn.LayerNorm(feature_size, elementwise_affine=False))
+        last = nn.LayerNorm(feature_size, elementwise_affine=False) if normalise else nn.ReLU()
+        self.linear = nn.Sequential(nn.Linear(16 * h * w, 120), nn.ReLU(), nn.Linear(120, feature_size), last)
 
     def forward(self, x: Tensor) -> Tensor:  # [N, channels, height, width] -> [N, feature_size]
         return self.linear(self.convolutions(x))

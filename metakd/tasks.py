@@ -57,6 +57,7 @@ class Method(nn.Module):
     Losses are means over the samples of the batch, so that shards of a batch average to the whole.
     """
     modalities: tuple[str, ...]  # names, in the order of the columns of `available`
+    shapes: dict[str, tuple[int, ...]] | None = None  # modality -> shape of one sample, where the method fixes it
     optimizers: dict[str, torch.optim.Optimizer]  # "network" is stepped by the trainer after each training_loss
     progress: float = 0.0  # the part of the training that is done, 0..1; the trainer keeps it up to date
     meta_step = None  # or a function (batch) -> logs that updates the outer level by itself
@@ -108,6 +109,8 @@ class Recipe:
 
     feature_size: int = 84
     "Width C of one modality's feature. The paper never says how 160 and 320 become one size; LeNet's own last width is 84."
+    normalise: bool = True
+    "Normalise each feature to zero mean and unit variance; a plain LeNet has a ReLU there. Published: ?"
     hidden: int = 64
     "Width between the two fully connected layers of the head. SMIL's code: 64."
     dropout: float = 0.5
@@ -122,8 +125,8 @@ class Recipe:
     meta_weight_decay: float = 1e-2
     "Of Adam, for the raw importance weights. Published: ? (5e-4 for segmentation)"
 
-    select: Literal["last", "best"] = "last"
-    "Keep the weights of the last epoch, or of the best epoch on validation data. Published: ?"
+    select: Literal["last", "best"] = "best"
+    "Keep the weights of the last epoch, or of the best epoch on validation data. Published code picks on test data; we never do."
     precision: Literal["no", "bf16"] = "no"
     "Automatic mixed precision."
     seed: int = 0

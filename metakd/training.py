@@ -189,8 +189,8 @@ def train(
     start = latest_checkpoint(out) if out and resume else None
     if out and not resume and (latest_checkpoint(out) or (out / "weights.safetensors").exists()):
         raise MetakdError(f"{out} already holds a run; resume it, or choose another folder")
-    check_batch(data, method.modalities)
-    check_batch(validation, method.modalities)
+    check_batch(data, method.modalities, method.shapes)
+    check_batch(validation, method.modalities, method.shapes)
     if meta is None: meta = validation.take(validation.available.all(1))
     if method.meta_step and not meta.size: raise MetakdError("the meta step needs held-out samples with every modality, and validation has none; pass some as `meta`, or set alpha to 0")
 
@@ -227,7 +227,7 @@ def train(
                               + (f"The last good checkpoint is {kept}. " if kept else "") + "Lower lr or alpha, or look for bad values in the data.")
         pending.clear()
 
-    with interruptible() as interrupted, tqdm(total=total, initial=step, disable=not (progress and main), desc="training", unit="step") as bar:
+    with interruptible() as interrupted, tqdm(total=total, initial=step, desc="training", unit="step", **({} if progress and main else {"disable": True})) as bar:
         for epoch in range(step // len(loader), recipe.epochs):
             rate = recipe.lr * recipe.lr_decay ** (epoch // recipe.lr_every)
             for group in optimizer.param_groups: group["lr"] = rate
@@ -258,7 +258,7 @@ def train(
                 if accelerator.num_processes > 1: means = {k: accelerator.reduce(v, "mean") for k, v in means.items()}
                 row.update(zip(means, torch.stack(list(means.values())).tolist()))
                 with accelerator.autocast(): table = evaluate(method, task, validation, None if tested is None else tested[None])
-                row[task.main_metric] = table[task.main_metric].mean()
+                row[task.main_metric] = float(table[task.main_metric].mean())
                 state["history"].append(row)
                 sums.clear()
                 if recipe.select == "best" and (state["best"] is None or row[task.main_metric] >= state["best"]["score"]):
@@ -280,7 +280,7 @@ def train(
     if out and main: accelerator.end_training()
     return pd.DataFrame(state["history"])
 
-# %% ../nbs/33_training.ipynb #4d8183cd
+# %% ../nbs/33_training.ipynb #8b0b0e5b
 def bare_epoch(method: Method, recipe: Recipe, batches: list[Batch], outer: list[Batch]) -> None:
     "The same steps as one epoch of `train` with nothing around them; what the loop is measured against."
     method.train()

@@ -202,13 +202,14 @@ class FrontEnd:
     n_fft: int  # window, in samples
     hop: int  # between windows, in samples
     n_mels: int  # mel bands
+    scale: float  # on the coefficients: 1 leaves decibels, 0.1 gives bels
     coefficients: int = 20
     frames: int = 20  # padded with zeros, or cut
 
 
 FRONT_ENDS = {
-    "paper": FrontEnd(step=3, n_fft=2048, hop=512, n_mels=128),  # librosa's defaults on wave[::3], as SMIL's public loader has it
-    "standard": FrontEnd(step=1, n_fft=512, hop=256, n_mels=40),
+    "paper": FrontEnd(step=3, n_fft=2048, hop=512, n_mels=128, scale=1.0),  # librosa's defaults on wave[::3], as SMIL's public loader has it
+    "standard": FrontEnd(step=1, n_fft=512, hop=256, n_mels=40, scale=0.1),
 }
 
 # %% ../../nbs/10_audiovision.ipynb #a4893d69
@@ -216,7 +217,7 @@ def mfcc(
     waves: Sequence[np.ndarray],  # each [samples] at 8 kHz
     front_end: FrontEnd,
 ) -> np.ndarray:  # [N, coefficients, frames] float32
-    "MFCC of many waves at once; equal to `librosa.feature.mfcc` on each, padded with zeros or cut to `frames`."
+    "MFCC of many waves at once; equal to `scale` times `librosa.feature.mfcc` of each, padded with zeros or cut to `frames`."
     fe = front_end
     waves = [w[::fe.step] for w in waves]
     lengths = np.array([len(w) for w in waves])
@@ -229,7 +230,7 @@ def mfcc(
     db = np.maximum(db, db.max((1, 2), keepdims=True) - 80)
     cepstrum = scipy.fft.dct(db, axis=1, type=2, norm="ortho")[:, :fe.coefficients, :fe.frames]
     cepstrum = np.where(own[:, None, :fe.frames], cepstrum, 0)
-    return np.pad(cepstrum, [(0, 0), (0, 0), (0, fe.frames - cepstrum.shape[2])]).astype(np.float32)
+    return (fe.scale * np.pad(cepstrum, [(0, 0), (0, 0), (0, fe.frames - cepstrum.shape[2])])).astype(np.float32)
 
 # %% ../../nbs/10_audiovision.ipynb #61bc393a
 def cached(
