@@ -299,4 +299,4 @@ def main(
 
 # %% ../nbs/50_cli.ipynb #0a2a956a
 #| eval: false
-if __name__ == "__main__": main()
+if __name__ == "__main__" and "ipykernel" not in sys.modules: main()  # python -m metakd.cli, but not this notebook

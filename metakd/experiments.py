@@ -222,7 +222,7 @@ def table2_run(frontend: str, split: str, tested: str, rate: float, method: str,
 def table2_done(job: dict, out: Path) -> bool:
     "Is this run's row in the folder?"
     runs = read_runs(out / TABLES[job["tested"]])
-    return len(runs) > 0 and bool((runs[["frontend", "split", "rate", "method", "seed"]] == [job[k] for k in ("frontend", "split", "rate", "method", "seed")]).all(1).any())
+    return len(runs) > 0 and bool((runs[["frontend", "split", "rate", "method", "seed"]] == [job[k] for k in ("frontend", "split", "rate", "method", "seed")]).all(axis=1).any())
 
 
 def table2(
@@ -251,7 +251,8 @@ def table2_view(
     runs: pd.DataFrame,  # from `table2`, one protocol and one tested modality
     tested: str,
 ) -> pd.DataFrame:  # methods by rates: mean ± half-width of the 95 % interval, the paper's figure in brackets
-    "One half of the table as people read it. The bounds do not depend on the rate."
+    "One half of the table as people read it. The bounds do not depend on the rate; the paper's figures stand beside the paper's protocol only."
+    papers = PAPER[tested] if set(zip(runs.frontend, runs.split)) == {PROTOCOLS[0]} else {}
     rates = sorted(r for r in runs.rate.unique() if 0 < r < 1)
     view = {}
     for method in [m for m in METHODS if m in set(runs.method)]:
@@ -259,7 +260,7 @@ def table2_view(
             own = METHODS[method].rate
             values = runs[(runs.method == method) & (runs.rate == (rate if own is None else own))].accuracy
             mean, half = mean_interval(values)
-            paper = dict(zip(RATES, PAPER[tested].get(method, ()))).get(rate)
+            paper = dict(zip(RATES, papers.get(method, ()))).get(rate)
             view.setdefault(f"rate {rate:.0%}", {})[method] = f"{mean:.2f}" + (f" ± {half:.2f}" if len(values) > 1 else "") + (f" ({paper:.2f})" if paper else "")
     return pd.DataFrame(view)
 
