@@ -29,7 +29,7 @@ export: install  ## notebooks to package
 	$(BIN)/nbdev_export
 
 notebooks: install  ## execute every chapter in place, for committing
-	for nb in nbs/*.ipynb; do TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace $$nb || exit 1; done
+	for nb in nbs/*.ipynb; do TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --to notebook --execute --ExecutePreprocessor.store_widget_state=False --inplace $$nb || exit 1; done
 	$(BIN)/nbdev_clean
 
 readme: install  ## README.md from nbs/index.ipynb

@@ -45,6 +45,7 @@ def test_notebook_is_executed_and_small(nb):
     assert outputs, "not executed"
     assert not [o for o in outputs if o["output_type"] == "error"]
     assert not [o for o in outputs if o.get("name") == "stderr"], "warnings or progress bars in the outputs"
+    assert "widgets" not in json.loads(nb.read_text())["metadata"], "state of progress bars in the metadata"
     assert nb.stat().st_size < 500_000
     assert "/root/" not in nb.read_text() and "/home/" not in nb.read_text(), "a path of somebody's machine"
 
