@@ -28,8 +28,9 @@ def test_notebook_runs_detached(nb, site, tmp_path):
     script = f"""
 import metakd, sys
 assert metakd.__file__.startswith({str(site)!r}), metakd.__file__
+from pathlib import Path
 from nbdev.test import test_nb
-ok, seconds = test_nb({str(alone)!r}, skip_flags=["notest", "slow", "cuda"], basepath={str(tmp_path)!r})
+ok, seconds = test_nb(Path({str(alone)!r}), skip_flags=["notest", "slow", "cuda"], basepath=Path({str(tmp_path)!r}))
 sys.exit(not ok)
 """
     env = {**os.environ, "PYTHONPATH": str(site), "IN_TEST": "1", "MPLBACKEND": "Agg"}
