@@ -25,7 +25,7 @@ import pandas as pd
 import torch
 import tyro
 
-from .data.audiovision import FRONT_ENDS, RATE, audio_features, find_recordings, load, read_wav, wav_files
+from .data.audiovision import FRONT_ENDS, RATE, audio_features, choose_recordings, load, mfcc, read_wav
 from .evaluation import evaluate
 from metakd.experiments import (
     CURVES, METHODS, MODALITIES, PROTOCOLS, RATES, SHAPES, Experiment, build_metakd, gains, plot_importance, prepare, read_runs, table2, table2_jobs, table2_view,
@@ -231,8 +231,7 @@ def bench_evaluation(recipe: Recipe, repeats: int) -> dict:
 
 def bench_features(repeats: int, source: str, path: str | None) -> dict:
     "Features of all recordings, cold and from the cache, against a loop of librosa over the files."
-    folder, source = find_recordings(path, source)
-    paths = [p for p in wav_files(folder) if source == "espeak" or "_yweweler_" not in p.name][:1500]
+    paths, _, _ = choose_recordings(path, source)
     result, before = {}, os.environ.get("METAKD_CACHE")
     for name, fe in FRONT_ENDS.items():
         def loop():
@@ -244,7 +243,7 @@ def bench_features(repeats: int, source: str, path: str | None) -> dict:
                     row[0, :, :m.shape[1]] = fe.scale * m
                 return out
         cold, warm, plain = [], [], []
-        audio_features(paths[:64], name)
+        mfcc([read_wav(p) for p in paths[:8]], fe)
         try:
             for _ in range(repeats):
                 with tempfile.TemporaryDirectory() as cache:
@@ -277,7 +276,7 @@ def bench(
     """
     recipe = Recipe()
     result = {**bench_training(recipe, repeats), **bench_meta(recipe, 10 * repeats), **bench_evaluation(recipe, 5 * repeats), **bench_features(max(1, repeats // 2), source, path),
-              "threads": torch.get_num_threads(), "torch": torch.__version__, "recordings": find_recordings(path, source)[1]}
+              "threads": torch.get_num_threads(), "torch": torch.__version__, "recordings": choose_recordings(path, source)[2]}
     if json: print(__import__("json").dumps(result)); return
     for name, value in result.items(): print(f"{name:32} {value:.3g}" if isinstance(value, float) else f"{name:32} {value}")
 

@@ -22,9 +22,10 @@ from .tasks import Method, Recipe, Task
 def evaluating(module: nn.Module):
     "No dropout inside the block; the mode of `module` is restored after it."
     was = module.training
-    module.eval()
+    if was: module.eval()
     try: yield
-    finally: module.train(was)
+    finally:
+        if was: module.train()
 
 
 def scale_features(

@@ -6,7 +6,7 @@
 __all__ = ['MODALITIES', 'SHAPES', 'RATE', 'PAPER_SPEAKERS', 'REVISION', 'URL', 'VOICES', 'TAKES', 'FRONT_ENDS', 'parse_name',
            'read_wav', 'cache_dir', 'manifest', 'wav_files', 'check_recordings', 'download', 'synthesiser',
            'synthesise', 'find_recordings', 'FrontEnd', 'mfcc', 'cached', 'audio_features', 'images', 'AudioVision',
-           'load', 'Setting', 'balanced', 'split_samples', 'setting']
+           'choose_recordings', 'load', 'Setting', 'balanced', 'split_samples', 'setting']
 
 # %% ../../nbs/10_audiovision.ipynb #ce35f671
 import ctypes
@@ -290,6 +290,20 @@ class AudioVision:
     front_end: str
 
 
+def choose_recordings(
+    path: str | Path | None = None,  # a folder of recordings; see `find_recordings`
+    source: Literal["auto", "fsdd", "espeak"] = "auto",
+    speakers: Sequence[str] | None = None,  # None: the paper's three where they are there, all otherwise
+) -> tuple[list[Path], tuple[str, ...], str]:  # recordings, speakers, "fsdd" or "espeak"
+    "The recordings of the chosen speakers."
+    folder, source = find_recordings(path, source)
+    paths = wav_files(folder)
+    there = {parse_name(p)[1] for p in paths}
+    if speakers is None: speakers = PAPER_SPEAKERS if set(PAPER_SPEAKERS) <= there else sorted(there)
+    if (absent := set(speakers) - there): raise MetakdError(f"{folder}: no recordings by {', '.join(sorted(absent))}; there are {', '.join(sorted(there))}")
+    return [p for p in paths if parse_name(p)[1] in speakers], tuple(speakers), source
+
+
 def load(
     front_end: str = "paper",  # or "standard"
     path: str | Path | None = None,  # a folder of recordings; see `find_recordings`
@@ -297,14 +311,10 @@ def load(
     speakers: Sequence[str] | None = None,  # None: the paper's three in FSDD, all that are there otherwise
 ) -> AudioVision:
     "The whole data set, features computed or from the cache."
-    folder, source = find_recordings(path, source)
-    paths = wav_files(folder)
-    there = {parse_name(p)[1] for p in paths}
-    if speakers is None: speakers = PAPER_SPEAKERS if set(PAPER_SPEAKERS) <= there else tuple(sorted(there))
-    if (absent := set(speakers) - there): raise MetakdError(f"{folder}: no recordings by {', '.join(sorted(absent))}; there are {', '.join(sorted(there))}")
-    paths = [p for p in paths if parse_name(p)[1] in speakers]
+    paths, speakers, source = choose_recordings(path, source, speakers)
+    folder = paths[0].parent
     names = [parse_name(p) for p in paths]
-    y, speaker = torch.tensor([n[0] for n in names]), torch.tensor([list(speakers).index(n[1]) for n in names])
+    y, speaker = torch.tensor([n[0] for n in names]), torch.tensor([speakers.index(n[1]) for n in names])
     counts = y.bincount(minlength=10)
     if (counts == 0).any(): raise MetakdError(f"{folder}: no recording of the digit {(counts == 0).nonzero()[0].item()}")
     if counts.max() > 500: raise MetakdError(f"{folder}: {counts.max().item()} recordings of one digit, but there are only 500 pictures of it; name fewer speakers")
@@ -313,7 +323,7 @@ def load(
     picture = torch.empty(len(y), dtype=torch.long)
     for d in range(10): picture[y == d] = drawn[digits[drawn] == d][:counts[d]]
     x = {"image": pixels[picture], "audio": audio_features(paths, front_end)}
-    return AudioVision(x, y, speaker, tuple(speakers), source, front_end)
+    return AudioVision(x, y, speaker, speakers, source, front_end)
 
 # %% ../../nbs/10_audiovision.ipynb #32a1dd7c
 @dataclass(frozen=True)
