@@ -14,7 +14,7 @@ $(VENV)/.installed: constraints.txt settings.ini setup.py
 	git config --local include.path ../.gitconfig || true
 	touch $@
 
-demo: install  ## train and evaluate four methods, print a table, write demo/
+demo: install  ## train and evaluate MetaKD, its ablation and its bounds, print a table, write demo/
 	$(BIN)/metakd demo --out demo
 
 test: export OMP_NUM_THREADS = 1  # two workers on two cores

@@ -151,7 +151,7 @@ def demo(
     recipe: Recipe = Recipe(),
     source: Literal["auto", "fsdd", "espeak"] = "auto",
 ) -> None:
-    """LowerB, NoKD, MetaKD and UpperB at one rate: a table, a CSV and a picture, in minutes.
+    """MetaKD, NoKD and the bounds at one rate: a table, a CSV and pictures, in minutes.
 
     Args:
         out: Folder for the tables and importance.png.
