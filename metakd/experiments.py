@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'load_once', 'RATES', 'TABLES', 'CURVES', 'PROTOCOLS', 'PAPER', 'Entry', 'build_metakd', 'Experiment',
-           'Prepared', 'prepare', 'run', 'read_runs', 'append_rows', 'sweep', 'table2_jobs', 'table2_run',
+           'Prepared', 'prepare', 'run', 'read_runs', 'append_rows', 'sweep', 'run_jobs', 'table2_jobs', 'table2_run',
            'table2_done', 'table2', 'table2_view', 'gains', 'plot_importance']
 
 # %% ../nbs/36_experiments.ipynb #06118d6b
@@ -21,6 +21,7 @@ from typing import Literal
 import joblib
 import pandas as pd
 import torch
+from joblib.externals.loky import get_reusable_executor
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -173,6 +174,13 @@ def sweep(
     todo = [j for j in jobs if not done(j, out)]
     if len(todo) < len(jobs): print(f"{len(jobs) - len(todo)} of {len(jobs)} runs are already in {out}")
     if not todo: return
+    try: run_jobs(todo, work, out, workers, backend)
+    finally:
+        if backend == "loky": get_reusable_executor().shutdown(wait=True)  # its workers would outlive a process that was itself started by one
+
+
+def run_jobs(todo: Sequence[dict], work: Callable, out: Path, workers: int, backend: str) -> None:
+    "The parallel part of `sweep`."
     with joblib.parallel_config(backend, n_jobs=workers, **({"inner_max_num_threads": 1} if backend == "loky" else {})):
         results = joblib.Parallel(return_as="generator_unordered")(joblib.delayed(work)(**j) for j in todo)
         with tqdm(results, total=len(todo), desc="runs", unit="run") as bar:

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -165,8 +166,9 @@ def synthesise(folder: Path | None = None) -> Path:  # the folder
     "Write 1,500 spoken digits as WAV files, or find them written."
     settings = json.dumps([VOICES, TAKES, "v1"])
     folder = folder or cache_dir() / f"espeak-{hashlib.sha256(settings.encode()).hexdigest()[:10]}"
-    if (folder / "complete").exists(): return folder
-    (folder / "recordings").mkdir(parents=True, exist_ok=True)
+    if folder.is_dir(): return folder
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")  # renamed when whole: two processes may do this at once
+    (temporary / "recordings").mkdir(parents=True)
     say, rng = synthesiser(), np.random.default_rng(0)
     digits = "zero one two three four five six seven eight nine".split()
     for speaker, (voice, pitch) in tqdm(VOICES.items(), desc="synthesising speech", unit="voice"):
@@ -174,8 +176,9 @@ def synthesise(folder: Path | None = None) -> Path:  # the folder
             for digit, word in enumerate(digits):
                 wave = say(word, voice, int(np.clip(pitch + rng.integers(-20, 21), 0, 99)), int(rng.integers(110, 240)))
                 wave, _ = librosa.effects.trim(librosa.resample(wave, orig_sr=22050, target_sr=RATE), top_db=35)
-                soundfile.write(folder / "recordings" / f"{digit}_{speaker}_{take}.wav", wave * rng.uniform(0.4, 1.0), RATE, subtype="PCM_16")
-    (folder / "complete").touch()
+                soundfile.write(temporary / "recordings" / f"{digit}_{speaker}_{take}.wav", wave * rng.uniform(0.4, 1.0), RATE, subtype="PCM_16")
+    try: temporary.rename(folder)
+    except OSError: shutil.rmtree(temporary)  # another process was first
     return folder
 
 
