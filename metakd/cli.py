@@ -28,11 +28,11 @@ import tyro
 from .data.audiovision import FRONT_ENDS, RATE, audio_features, choose_recordings, load, mfcc, read_wav
 from .evaluation import evaluate
 from metakd.experiments import (
-    CURVES, METHODS, MODALITIES, PROTOCOLS, RATES, SHAPES, Experiment, build_metakd, gains, plot_importance, prepare, read_runs, table2, table2_jobs, table2_view,
+    CURVES, METHODS, PROTOCOLS, RATES, Experiment, gains, plot_importance, prepare, read_runs, table2, table2_jobs, table2_view,
 )
 from .meta import meta_gradient, scale_features
-from .modalities import Batch, MetakdError, all_subsets, atomic_write
-from .tasks import Classification, Recipe
+from .modalities import MetakdError, all_subsets, atomic_write
+from .tasks import Recipe
 from .training import Loader, bare_epoch, json_bytes, load_weights, train as train_method
 
 # %% ../nbs/50_cli.ipynb #22ab73a0
@@ -107,7 +107,7 @@ def print_table2(runs: pd.DataFrame) -> None:
             print(table2_view(half, tested).to_string())
             if {"MetaKD", "NoKD"} <= set(half.method): print(gains(half).round({"gain": 2, "half": 2, "p": 4}).to_string(index=False))
 
-
+# %% ../nbs/50_cli.ipynb #4696e0fc
 def table2_command(
     out: Path = Path("results"),
     jobs: int = 2,
@@ -142,7 +142,7 @@ def table2_command(
     chosen = table2_jobs(methods, rates, seeds, [tuple(p.split("-")) for p in protocols])
     print_table2(table2(out, recipe, chosen, jobs, backend, source, path))
 
-
+# %% ../nbs/50_cli.ipynb #37a6ab32
 def demo(
     out: Path = Path("demo"),
     jobs: int = 2,
@@ -198,7 +198,7 @@ def bench_training(recipe: Recipe, repeats: int) -> dict:
         for _ in range(2): start = time.perf_counter(); bare_epoch(method, recipe, batches, outer); bare.append(time.perf_counter() - start)
     return {"training_epoch": statistics.median(whole) / statistics.median(bare), "training_epoch_seconds": statistics.median(whole)}
 
-
+# %% ../nbs/50_cli.ipynb #c7fdcc63
 def bench_meta(recipe: Recipe, repeats: int) -> dict:
     "The meta step against one that differentiates through encoders and decoder."
     p = prepare(Experiment(), recipe)
@@ -228,7 +228,7 @@ def bench_evaluation(recipe: Recipe, repeats: int) -> dict:
         t = interleaved({"once": once, "each": each}, repeats)
     return {"evaluation": t["once"] / t["each"], "evaluation_logit_difference": difference}
 
-
+# %% ../nbs/50_cli.ipynb #20852828
 def bench_features(repeats: int, source: str, path: str | None) -> dict:
     "Features of all recordings, cold and from the cache, against a loop of librosa over the files."
     paths, _, _ = choose_recordings(path, source)
@@ -259,7 +259,7 @@ def bench_features(repeats: int, source: str, path: str | None) -> dict:
         result[f"features_difference_{name}"] = float(np.abs(found.numpy() - expected).max())
     return result
 
-
+# %% ../nbs/50_cli.ipynb #36f57afd
 def bench(
     json: bool = False,
     repeats: int = 7,

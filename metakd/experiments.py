@@ -25,7 +25,7 @@ from joblib.externals.loky import get_reusable_executor
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .data.audiovision import MODALITIES, SHAPES, AudioVision, load, setting
+from .data.audiovision import MODALITIES, SHAPES, load, setting
 from .evaluation import evaluate, mean_interval, paired_p
 from .meta import MetaKD
 from .modalities import MetakdError, atomic_write, select, subset_name
@@ -97,7 +97,7 @@ class Prepared:
 
 load_once = lru_cache(load)
 
-
+# %% ../nbs/36_experiments.ipynb #1949ef60
 def prepare(experiment: Experiment, recipe: Recipe) -> Prepared:
     "Load the data, cut the setting, build the method with fresh weights from the recipe's seed."
     e, entry = experiment, METHODS[experiment.method]
@@ -226,7 +226,7 @@ def table2_run(frontend: str, split: str, tested: str, rate: float, method: str,
     curve = [{**key, "epoch": int(h.epoch), **{m: round(getattr(h, f"w_{m}"), 6) for m in MODALITIES}} for h in history.itertuples()] if "w_image" in history else []
     return [(CURVES, curve)] * bool(curve) + [(TABLES[tested], [row])]
 
-
+# %% ../nbs/36_experiments.ipynb #446c062c
 def table2_done(job: dict, out: Path) -> bool:
     "Is this run's row in the folder?"
     runs = read_runs(out / TABLES[job["tested"]])

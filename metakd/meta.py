@@ -6,7 +6,6 @@
 __all__ = ['evaluating', 'scale_features', 'meta_gradient', 'MetaKD']
 
 # %% ../nbs/31_meta.ipynb #9bb2d4e8
-from collections.abc import Callable
 from contextlib import contextmanager
 
 import torch

@@ -6,7 +6,7 @@
 __all__ = ['Task', 'Classification', 'Method', 'Recipe', 'recipe_difference']
 
 # %% ../nbs/01_tasks.ipynb #9ea4e262
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass
 from typing import Literal
 
 import torch

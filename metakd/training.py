@@ -102,7 +102,7 @@ def latest_checkpoint(out: Path) -> Path | None:
     "The newest whole checkpoint of a run."
     return max((out / "checkpoints").glob("step-*"), default=None)
 
-
+# %% ../nbs/33_training.ipynb #0197d720
 def save_checkpoint(
     out: Path,  # the run's folder
     step: int,
@@ -175,7 +175,7 @@ def seed_step(seed: int, device: torch.device) -> None:
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda": torch.cuda.manual_seed(seed)
 
-
+# %% ../nbs/33_training.ipynb #b5fe0ad2
 def train(
     method: Method,
     task: Task,

@@ -1,6 +1,5 @@
 "Runs that are killed, interrupted, out of disk, or spread over processes. Each starts real processes, as a user would."
 import os
-import resource
 import signal
 import socket
 import subprocess

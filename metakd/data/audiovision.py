@@ -15,7 +15,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -161,7 +160,7 @@ def synthesiser() -> Callable[[str, str, int, int], np.ndarray]:  # (text, voice
     say.keep = collect  # the library holds a bare pointer to it
     return say
 
-
+# %% ../../nbs/10_audiovision.ipynb #4c4e1ec3
 def synthesise(folder: Path | None = None) -> Path:  # the folder
     "Write 1,500 spoken digits as WAV files, or find them written."
     settings = json.dumps([VOICES, TAKES, "v1"])
@@ -351,7 +350,7 @@ def balanced(
     order = order[nth.argsort(stable=True)]
     return order[:count].sort().values, order[count:].sort().values
 
-
+# %% ../../nbs/10_audiovision.ipynb #f4deca63
 def split_samples(
     data: AudioVision,
     split: Literal["random", "speaker"] = "random",
@@ -373,7 +372,7 @@ def split_samples(
     else: raise MetakdError(f"unknown split '{split}': choose random or speaker")
     return train, validation, test
 
-
+# %% ../../nbs/10_audiovision.ipynb #1c380867
 def setting(
     data: AudioVision,
     tested: Literal["image", "audio"] = "image",  # complete in training, alone in testing
