@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .meta import evaluating
-from .modalities import Batch, MetakdError, all_subsets, subset_name
+from .modalities import Batch, MetakdError, Source, all_subsets, subset_name
 from .tasks import Method, Task
 
 # %% ../nbs/32_evaluation.ipynb #88b876d1
@@ -23,31 +23,34 @@ from .tasks import Method, Task
 def evaluate(
     method: Method,
     task: Task,
-    data: Batch | Iterable[Batch],  # one batch that fits, or many
+    data: Source | Iterable[Batch],  # a source, or its batches
     subsets: Tensor | None = None,  # [S, M] bool; None: every subset
-    batch_size: int = 512,  # samples at a time, where `data` is one batch
+    each: bool = False,  # a row for every sample, numbered in the column `sample`, instead of one for all
 ) -> pd.DataFrame:  # columns subset, n, and one a metric; a subset that no sample has is left out
     "The task's metrics for each subset of modalities. No dropout, no gradient."
     device = next(method.parameters()).device
     if subsets is None: subsets = all_subsets(len(method.modalities))
-    batches = (data.take(slice(i, i + batch_size)) for i in range(0, data.size, batch_size)) if isinstance(data, Batch) else data
     kept: list[list[dict[str, Tensor]]] = [[] for _ in subsets]
+    first = 0
     with evaluating(method):
-        for batch in batches:
+        for batch in data.whole() if hasattr(data, "whole") else data:
+            number, first = torch.arange(first, first + batch.size), first + batch.size
             has = (batch.available.cpu()[None] | ~subsets.cpu()[:, None]).all(2)  # [S, B]: the sample has the whole subset
             asked = has.any(1).nonzero().squeeze(1)
             if not len(asked): continue
             batch = batch.to(device)
-            logits = method.predict_subsets(batch.x, batch.available, subsets[asked].to(device))
+            logits = task.answer(method, batch.x, batch.available, subsets[asked].to(device))
             for s, answer in zip(asked.tolist(), logits):
                 rows = slice(None) if has[s].all() else has[s].to(device)
-                kept[s].append({k: v.cpu() for k, v in task.scores(answer[rows], batch.y[rows]).items()})
+                scores = {k: v.cpu() for k, v in task.scores(answer[rows], batch.y[rows]).items()}
+                kept[s].append({"sample": number[has[s]], **scores})
     table = []
     for subset, parts in zip(subsets, kept):
         if not parts: continue
         scores = {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
-        n = len(next(iter(scores.values())))
-        table.append({"subset": subset_name(subset, method.modalities), "n": n, **task.metrics(scores)})
+        number, name = scores.pop("sample"), subset_name(subset, method.modalities)
+        if each: table += [{"sample": int(i), "subset": name, **task.metrics({k: v[r:r + 1] for k, v in scores.items()})} for r, i in enumerate(number)]
+        else: table.append({"subset": name, "n": len(number), **task.metrics(scores)})
     if not table: raise MetakdError("no sample has any of the subsets asked for")
     return pd.DataFrame(table)
 

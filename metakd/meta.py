@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .distillation import ImportanceWeights, distillation_loss, pair_share
-from .modalities import Batch, MetakdError
+from .modalities import Batch, MetakdError, Source
 from .model import MultimodalModel
 from .tasks import Method, Recipe, Task
 
@@ -60,14 +60,14 @@ class MetaKD(Method):
         self.modalities, self.shapes = model.modalities, model.shapes
         self.importance = ImportanceWeights(len(self.modalities), recipe.normalisation)
         self.optimizers = {
-            "network": torch.optim.Adam(model.parameters(), recipe.lr, weight_decay=recipe.weight_decay, fused=True),
+            "network": recipe.optimizer(model.parameters()),
             "importance": torch.optim.Adam(self.importance.parameters(), recipe.meta_lr, weight_decay=recipe.meta_weight_decay),
         }
         self.pair_share = 1.0
         if recipe.alpha > 0 and len(self.modalities) > 1: self.meta_step = self._meta_step
 
-    def setup(self, data: Batch) -> None:
-        "Count the pairs, so that equation (5) is a mean over them."
+    def setup(self, data: Source) -> None:
+        "Count the pairs, so that equation (5) does not fade where they are few."
         self.pair_share = pair_share(data.available) or 1.0
 
     def training_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -77,7 +77,9 @@ class MetaKD(Method):
         loss = self.task.loss(logits, batch.y)
         logs = {"task": loss.detach()}
         if self.recipe.alpha > 0 and self.progress >= self.recipe.distill_from:
-            distillation = distillation_loss(features[-1], batch.available, self.importance(), self.recipe.distance) / self.pair_share
+            m = len(self.modalities)
+            pairs = self.pair_share * (m * (m - 1) if self.recipe.pairs == "mean" else 1)
+            distillation = distillation_loss(features[-1], batch.available, self.importance(), self.recipe.distance) / pairs
             loss = loss + self.recipe.alpha * distillation
             logs["distillation"] = distillation.detach()
         return loss, logs

@@ -9,14 +9,18 @@ __all__ = ['Loader', 'json_bytes', 'save_weights', 'load_weights', 'latest_check
 # %% ../nbs/33_training.ipynb #1f2c38be
 import io
 import json
+import math
 import os
 import shutil
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 
 import pandas as pd
@@ -30,23 +34,25 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .evaluation import evaluate
-from .modalities import Batch, MetakdError, atomic_write, check_batch, drop_random
+from .modalities import Batch, MetakdError, Source, atomic_write, drop_random
 from .tasks import Method, Recipe, Task, recipe_difference
 
 # %% ../nbs/33_training.ipynb #3dbd385e
 class Loader:
-    "A data set in memory as shuffled batches. The order depends on (seed, epoch) and nothing else."
+    "A source as shuffled batches. What comes depends on (seed, epoch) and nothing else."
 
     def __init__(
         self,
-        data: Batch,
+        data: Source,
         batch_size: int,  # over all processes together
         seed: int = 0,
         drop: float = 0.0,  # probability that a sample has present modalities hidden, see `drop_random`
+        drop_from: int = 0,  # the step from which on they are
         rank: int = 0,  # this process
         processes: int = 1,
     ):
-        self.data, self.batch_size, self.seed, self.drop, self.rank, self.processes = data, batch_size, seed, drop, rank, processes
+        self.data, self.batch_size, self.seed, self.drop, self.drop_from, self.rank, self.processes = data, batch_size, seed, drop, drop_from, rank, processes
+        self.ahead, self.waited = getattr(data, "ahead", 0), 0.0
 
     def __len__(self) -> int:  # batches in an epoch
         return -(-self.data.size // self.batch_size)
@@ -58,20 +64,33 @@ class Loader:
     ) -> Iterator[tuple[Batch, float]]:  # this process's share, and its weight
         "The epoch's batches in order."
         g = torch.Generator().manual_seed(1_000_003 * self.seed + epoch)
-        order = torch.randperm(self.data.size, generator=g).to(self.data.y.device)
-        shuffled = self.data.take(order)
-        if self.drop > 0: shuffled = shuffled._replace(available=drop_random(shuffled.available, g, self.drop))
-        for low in range(start * self.batch_size, self.data.size, self.batch_size):
-            high = min(low + self.batch_size, self.data.size)
-            if self.processes == 1: yield shuffled.take(slice(low, high)), 1.0; continue
+        order = torch.randperm(self.data.size, generator=g)
+        hidden = drop_random(self.data.available.cpu()[order], g, self.drop).to(self.data.available.device) if self.drop > 0 else None
+
+        def prepare(low: int) -> tuple[Batch, float]:
+            high, step = min(low + self.batch_size, self.data.size), epoch * len(self) + low // self.batch_size
             own = len(range(low + self.rank, high, self.processes))
             share = slice(low + self.rank, high, self.processes) if own else slice(low, low + 1)  # an idle process computes one sample, with weight 0
-            yield shuffled.take(share), own * self.processes / (high - low)
+            batch = self.data.draw(order[share], 1_000_003 * self.seed + step)
+            if hidden is not None and step >= self.drop_from: batch = batch._replace(available=hidden[share])
+            return batch, own * self.processes / (high - low)
+
+        lows = range(start * self.batch_size, self.data.size, self.batch_size)
+        if not self.ahead: yield from map(prepare, lows); return
+        with ThreadPoolExecutor(self.ahead) as pool:
+            coming, later = deque(pool.submit(prepare, low) for low in lows[:self.ahead]), iter(lows[self.ahead:])
+            try:
+                while coming:
+                    start_waiting, batch = time.perf_counter(), coming.popleft().result()
+                    self.waited += time.perf_counter() - start_waiting
+                    coming.extend(pool.submit(prepare, low) for low in islice(later, 1))
+                    yield batch
+            finally: pool.shutdown(cancel_futures=True)
 
     def draw(self, step: int) -> Batch:
         "The random batch of an outer step, the same in every process."
         g = torch.Generator().manual_seed(1_000_003 * self.seed + step)
-        return self.data.take(torch.randperm(self.data.size, generator=g)[:self.batch_size].to(self.data.y.device))
+        return self.data.draw(torch.randperm(self.data.size, generator=g)[:self.batch_size], 1_000_003 * self.seed + step)
 
 # %% ../nbs/33_training.ipynb #d6b4c7ad
 def json_bytes(content) -> bytes:
@@ -134,7 +153,7 @@ def load_checkpoint(folder: Path, method: Method, recipe: Recipe) -> dict:  # th
     "The inverse of `save_checkpoint`; refuses another recipe."
     try: saved = json.loads((folder / "recipe.json").read_text())
     except (OSError, ValueError) as e: raise MetakdError(f"{folder / 'recipe.json'}: not readable ({e})") from None
-    if (difference := recipe_difference(saved, asdict(recipe))):
+    if (difference := recipe_difference(saved, json.loads(json_bytes(asdict(recipe))))):
         raise MetakdError(f"{folder} belongs to another recipe ({difference}; checkpoint against now); use the recipe it was made with, or another folder")
     load_weights(folder, method)
     try: state = torch.load(folder / "training.pt", map_location="cpu", weights_only=True)
@@ -180,32 +199,32 @@ def train(
     method: Method,
     task: Task,
     recipe: Recipe,
-    data: Batch,  # training samples, holes and all
-    validation: Batch,  # held-out samples to watch and to select by
+    data: Source,  # training samples, holes and all
+    validation: Source,  # held-out samples to watch and to select by
     tested: Tensor | None = None,  # [M] bool, the subset that validation asks for; None: the mean over all subsets
     out: str | Path | None = None,  # where checkpoints, logs and the model go; None: nowhere
     resume: bool = False,  # continue from the newest checkpoint in `out`, if there is one
     progress: bool = True,  # a bar
     checkpoint_seconds: float = 30.0,  # the least time between two checkpoints; 0: one each epoch
     stop_after: int | None = None,  # stop, with a checkpoint, after this many steps in all
-    meta: Batch | None = None,  # D_v of equation (4), everything present; None: the complete samples of `validation`
-) -> pd.DataFrame:  # one row an epoch: epoch, step, seconds, loss, what the method logs, the validation metric
+    meta: Source | None = None,  # D_v of equation (4), everything present; None: the complete samples of `validation`
+) -> pd.DataFrame:  # one row an epoch: epoch, step, seconds, loss, what the method logs, the validation metric; `.attrs`: seconds `stepping` (validation apart), and of those `waited` for data
     "Train a method; it holds the chosen weights afterwards. The same call with `resume=True` continues a run that stopped."
     out = Path(out) if out is not None else None
     start = latest_checkpoint(out) if out and resume else None
     if out and not resume and (latest_checkpoint(out) or (out / "weights.safetensors").exists()):
         raise MetakdError(f"{out} already holds a run; resume it, or choose another folder")
-    check_batch(data, method.modalities, method.shapes)
-    check_batch(validation, method.modalities, method.shapes)
+    data.check(method.modalities, method.shapes)
+    validation.check(method.modalities, method.shapes)
     if meta is None: meta = validation.take(validation.available.all(1))
     if method.meta_step and not meta.size: raise MetakdError("the meta step needs held-out samples with every modality, and validation has none; pass some as `meta`, or set alpha to 0")
 
     method.setup(data)
     accelerator = make_accelerator(recipe.precision, out)
     device, main = accelerator.device, accelerator.is_main_process
-    loader = Loader(data.to(device), recipe.batch_size, recipe.seed, recipe.drop, accelerator.process_index, accelerator.num_processes)
-    held_out = Loader(meta.to(device), recipe.batch_size, recipe.seed)
-    validation, total = validation.to(device), len(loader) * recipe.epochs
+    total = -(-data.size // recipe.batch_size) * recipe.epochs
+    loader = Loader(data.to(device), recipe.batch_size, recipe.seed, recipe.drop, math.ceil(recipe.drop_from * total), accelerator.process_index, accelerator.num_processes)
+    held_out, validation = Loader(meta.to(device), recipe.batch_size, recipe.seed), validation.to(device)
     method.to(device)
     state = {"step": 0, "history": [], "sums": {}, "best": None, "seconds": 0.0}
     if start: state.update(load_checkpoint(start, method, recipe))
@@ -213,7 +232,7 @@ def train(
     optimizer = method.optimizers["network"]
     if out and main: accelerator.init_trackers("tensorboard")
 
-    step, sums, pending, began, saved_at = state["step"], {k: v.to(device) for k, v in state["sums"].items()}, [], time.monotonic(), time.monotonic()
+    step, sums, pending, began, saved_at, stepping = state["step"], {k: v.to(device) for k, v in state["sums"].items()}, [], time.monotonic(), time.monotonic(), 0.0
 
     def checkpoint() -> Path | None:
         nonlocal saved_at
@@ -235,13 +254,13 @@ def train(
 
     with interruptible() as interrupted, tqdm(total=total, initial=step, desc="training", unit="step", **({} if progress and main else {"disable": True})) as bar:
         for epoch in range(step // len(loader), recipe.epochs):
-            rate = recipe.lr * recipe.lr_decay ** (epoch // recipe.lr_every)
-            for group in optimizer.param_groups: group["lr"] = rate
             method.train()
+            epoch_began = time.monotonic()
             for batch, weight in loader.batches(epoch, step % len(loader)):
+                for group in optimizer.param_groups: group["lr"] = recipe.learning_rate(epoch, step / total)
                 seed_step((1_000_003 * recipe.seed + step) * accelerator.num_processes + accelerator.process_index, device)
                 method.progress = step / total
-                loss, logs = wrapped(batch)
+                loss, logs = wrapped(batch.to(device))
                 pending.append((step, loss.detach()))
                 if device.type == "cpu" or len(pending) >= 20: check_finite()
                 optimizer.zero_grad(set_to_none=True)
@@ -249,7 +268,7 @@ def train(
                 optimizer.step()
                 for name, value in {"loss": loss.detach(), **logs}.items(): sums[name] = sums.get(name, 0) + weight * value
                 if method.meta_step and step % recipe.meta_every == 0:
-                    with accelerator.autocast(): outer = method.meta_step(held_out.draw(step))
+                    with accelerator.autocast(): outer = method.meta_step(held_out.draw(step).to(device))
                     for name, value in outer.items(): sums[name] = value.detach() * len(loader)  # the last one of the epoch
                 step += 1
                 bar.update()
@@ -257,17 +276,20 @@ def train(
                 if accelerator.num_processes > 1: stop = accelerator.reduce(torch.tensor(float(stop), device=device)).item() > 0
                 if stop or (step % len(loader) and out and checkpoint_seconds and time.monotonic() - saved_at > checkpoint_seconds): checkpoint()
                 if stop: break
+            stepping += time.monotonic() - epoch_began
             if step % len(loader) == 0:
                 check_finite()
                 row = {"epoch": epoch + 1, "step": step, "seconds": state["seconds"] + time.monotonic() - began}
                 means = {k: v / len(loader) for k, v in sums.items()}
                 if accelerator.num_processes > 1: means = {k: accelerator.reduce(v, "mean") for k, v in means.items()}
                 row.update(zip(means, torch.stack(list(means.values())).tolist()))
-                with accelerator.autocast(): table = evaluate(method, task, validation, None if tested is None else tested[None])
-                row[task.main_metric] = float(table[task.main_metric].mean())
+                row[task.main_metric] = float("nan")
+                if (epoch + 1) % recipe.validate_every == 0 or step == total:
+                    with accelerator.autocast(): table = evaluate(method, task, validation, None if tested is None else tested[None])
+                    row[task.main_metric] = float(table[task.main_metric].mean())
                 state["history"].append(row)
                 sums.clear()
-                if recipe.select == "best" and (state["best"] is None or row[task.main_metric] >= state["best"]["score"]):
+                if not math.isnan(row[task.main_metric]) and recipe.select == "best" and (state["best"] is None or row[task.main_metric] >= state["best"]["score"]):
                     state["best"] = {"score": row[task.main_metric], "weights": {k: v.detach().cpu().clone() for k, v in method.state_dict().items()}}
                 bar.set_postfix({"epoch": epoch + 1, "loss": f"{row['loss']:.3f}", task.main_metric: f"{row[task.main_metric]:.3f}"})
                 if out and main:
@@ -284,7 +306,9 @@ def train(
         if state["best"]: method.load_state_dict(state["best"]["weights"])
         if out and main: save_weights(out, method, recipe)
     if out and main: accelerator.end_training()
-    return pd.DataFrame(state["history"])
+    history = pd.DataFrame(state["history"])
+    history.attrs.update(waited=loader.waited, stepping=stepping)
+    return history
 
 # %% ../nbs/33_training.ipynb #8b0b0e5b
 def bare_epoch(method: Method, recipe: Recipe, batches: list[Batch], outer: list[Batch]) -> None:

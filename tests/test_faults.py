@@ -12,7 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 
-BASE = ["train", "--rate", "0.2", "--recipe.epochs", "5", "--checkpoint-seconds", "0"]
+BASE = ["train", "audiovision", "--rate", "0.2", "--recipe.epochs", "5", "--checkpoint-seconds", "0"]
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -80,26 +80,25 @@ def test_ctrl_c_leaves_a_checkpoint_and_resumes(whole, tmp_path):
 
 
 def test_full_disk_keeps_the_last_good_checkpoint(tmp_path):
-    from metakd.experiments import Experiment, prepare
-    from metakd.tasks import Recipe
+    from metakd.experiments import AudioVision, AudioVisionRecipe
     from metakd.training import latest_checkpoint, load_checkpoint, train
 
-    out, recipe = tmp_path / "run", Recipe(epochs=3)
-    p = prepare(Experiment(rate=0.2), recipe)
+    out, recipe = tmp_path / "run", AudioVisionRecipe(epochs=3)
+    p = AudioVision(rate=0.2).prepare(recipe)
     train(p.method, p.task, p.recipe, p.train, p.validation, p.asked, out, progress=False, checkpoint_seconds=0, stop_after=29)
     before = {f.name: f.read_bytes() for f in latest_checkpoint(out).iterdir()}
     script = f"""
 import resource, sys
 from metakd.cli import main
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))  # weights are larger than that: every write of them fails half-way, as on a full disk
-main(["train", "--out", {str(out)!r}, "--rate", "0.2", "--recipe.epochs", "3", "--checkpoint-seconds", "0", "--resume"])
+main(["train", "audiovision", "--out", {str(out)!r}, "--rate", "0.2", "--recipe.epochs", "3", "--checkpoint-seconds", "0", "--resume"])
 """
     done = subprocess.run([sys.executable, "-c", script], env=ENV, capture_output=True, text=True, timeout=240)
     assert done.returncode == 2, done.stderr[-2000:]
     assert "could not be written" in done.stderr and "is whole" in done.stderr and "Traceback" not in done.stderr
     assert {f.name: f.read_bytes() for f in latest_checkpoint(out).iterdir()} == before
     assert not list((out / "checkpoints").glob(".*"))
-    fresh = prepare(Experiment(rate=0.2), recipe)
+    fresh = AudioVision(rate=0.2).prepare(recipe)
     assert load_checkpoint(latest_checkpoint(out), fresh.method, fresh.recipe)["step"] == 29
 
 
@@ -119,6 +118,6 @@ def test_two_processes_give_the_losses_of_one(tmp_path):
 
 
 def test_a_mistake_is_one_line_and_status_2(tmp_path):
-    done = subprocess.run([sys.executable, "-m", "metakd.cli", "train", "--out", str(tmp_path / "new"), "--rate", "1.5"], env=ENV, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "metakd.cli", "train", "audiovision", "--out", str(tmp_path / "new"), "--rate", "1.5"], env=ENV, capture_output=True, text=True)
     assert done.returncode == 2 and "rate 1.5 is not between 0 and 1" in done.stderr
     assert "Traceback" not in done.stderr and not (tmp_path / "new").exists()

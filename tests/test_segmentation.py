@@ -1,0 +1,197 @@
+"Segmentation as a whole program: killed and resumed, interrupted while predicting, in two processes, with scans that are wrong."
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import safetensors.torch
+import torch
+
+from metakd.cli import main
+from metakd.data.brats import Volumes, find_cases
+from metakd.data.glioma import write_cohort
+from metakd.modalities import all_subsets
+from metakd.segmentation import SEGMENTERS, Brats, SegmentationRecipe, table1
+from metakd.training import load_weights, train
+
+ENV = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+SMALL = ["--recipe.epochs", "3", "--recipe.crops", "2", "--recipe.window", "16", "16", "16", "--recipe.drop-from", "0.3", "--recipe.distill-from", "0.3", "--checkpoint-seconds", "0"]
+
+
+def metakd(*args, **options):
+    return subprocess.run([sys.executable, "-m", "metakd.cli", *map(str, args)], env=ENV, capture_output=True, text=True, timeout=300, **options)
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    "Ten tiny patients; the third has no T1c and the fourth nothing but FLAIR."
+    out = tmp_path_factory.mktemp("cohort") / "cases"
+    write_cohort(out, patients=10, shape=(24, 24, 24), spacing=7.5, jobs=1)
+    for number, gone in ((3, ("t1ce",)), (4, ("t1", "t1ce", "t2"))):
+        for name in gone: next(out.glob(f"*/Glioma_{number:04d}/*_{name}.nii.gz")).unlink()
+    names = [c.name for c in find_cases(out)]
+    (out / "split.json").write_text(json.dumps({"train": names[:5], "meta": names[5:6], "validation": names[6:7], "test": names[7:]}))
+    return out
+
+
+@pytest.fixture(scope="module")
+def run(cohort, tmp_path_factory):
+    "A training that nobody disturbed."
+    out = tmp_path_factory.mktemp("run") / "run"
+    done = metakd("train", "brats", "--data", cohort, "--cache", out.parent / "cache", "--out", out, *SMALL)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return out
+
+
+def command(cohort, out, *more):
+    return [sys.executable, "-m", "metakd.cli", "train", "brats", "--data", str(cohort), "--cache", str(out.parent / "cache"), "--out", str(out), *SMALL, *more]
+
+
+def log(out):
+    return pd.read_csv(Path(out) / "log.csv").drop(columns="seconds")
+
+
+def test_sigkill_then_resume_gives_the_same_bits(cohort, run, tmp_path):
+    out = tmp_path / "run"
+    process = subprocess.Popen(command(cohort, out), env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for _ in range(2400):
+        if list((out / "checkpoints").glob("step-*")): break
+        assert process.poll() is None, "the training ended before it could be killed"
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (out / "weights.safetensors").exists()
+    done = subprocess.run(command(cohort, out, "--resume"), env=ENV, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    pd.testing.assert_frame_equal(log(run), log(out), check_exact=True)
+    a, b = (safetensors.torch.load_file(x / "weights.safetensors") for x in (run, out))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_two_processes_give_the_losses_of_one(cohort, run, tmp_path):
+    with socket.socket() as s: s.bind(("127.0.0.1", 0)); port = s.getsockname()[1]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--main_process_port", str(port), "--module", "metakd.cli", *command(cohort, tmp_path / "two")[3:]]
+    done = subprocess.run(launch, env=ENV, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = log(run), log(tmp_path / "two")
+    for column in ("loss", "task", "distillation", "meta", "w_t1c"): assert (one[column] - two[column]).abs().max() < 2e-3, column  # sums in another order, through AdamW
+
+
+def test_it_learns_one_batch():
+    "Overfitting a single pair of crops: Dice above 0.9 with everything present."
+    torch.manual_seed(0)
+    recipe = SegmentationRecipe(alpha=0.0, lr=1e-2, window=(16, 16, 16))
+    method, task = Brats(Path("."), "NoKD").build(recipe)
+    y = torch.zeros(2, 3, 16, 16, 16)
+    y[:, 2, 3:13, 3:13, 3:13], y[:, 1, 5:11, 5:11, 5:11], y[:, 0, 7:9, 5:11, 5:11] = 1, 1, 1
+    x = {m: torch.randn(2, 1, 16, 16, 16) + (y[:, 2:] if m == "flair" else 2 * y[:, :1] if m == "t1c" else y[:, 1:2]) for m in method.modalities}
+    here = torch.ones(2, 4, dtype=torch.bool)
+    for _ in range(60):
+        loss = task.loss(method.predict(x, here), y)
+        method.optimizers["network"].zero_grad()
+        loss.backward()
+        method.optimizers["network"].step()
+    assert task.metrics(task.scores(method.predict(x, here), y))["dice"] > 0.9
+
+
+def test_an_absent_sequence_is_never_opened_and_each_window_is_encoded_once(cohort, tmp_path):
+    cases = find_cases(cohort)
+    four = next(c for c in cases if all(c.available))
+    gone = tmp_path / "gone_t1.nii.gz"
+    gone.write_bytes(b"a file that cannot be read")
+    three = replace(four, images={m: i for m, i in four.images.items() if m != "t1"})
+    assert Volumes([three], (16, 16, 16)).draw(torch.tensor([0]), 0).available.tolist() == [[True, False, True, True]]
+    method, task = Brats(Path(".")).build(SegmentationRecipe(window=(16, 16, 16)))
+    rows = []
+    method.model.encoders.networks[0].register_forward_hook(lambda module, args, out: rows.append(len(args[0])))
+    batch = next(Volumes([four], (16, 16, 16)).whole())
+    with torch.inference_mode(): answers = task.answer(method, batch.x, batch.available, all_subsets(4))
+    assert answers.shape == (15, 1, 3, *batch.y.shape[2:])
+    windows = len(rows)
+    assert rows == [4] * windows  # 15 subsets, and each window's four sequences went through the encoder once
+
+
+@pytest.mark.parametrize("skips", ["mean", "zero"])
+def test_what_stands_in_an_absent_sequence_does_not_matter(skips):
+    method, _ = Brats(Path(".")).build(SegmentationRecipe(window=(16, 16, 16), skips=skips))
+    x = {m: torch.randn(2, 1, 16, 16, 16) for m in method.modalities}
+    here = torch.tensor([[True, False, False, True], [False, True, False, False]])
+    with torch.inference_mode():
+        clean = method.predict(x, here)
+        poisoned = {m: v.masked_fill(~here[:, k].view(2, 1, 1, 1, 1), float("nan")) for k, (m, v) in enumerate(x.items())}
+        assert torch.equal(method.predict(poisoned, here), clean)
+
+
+def test_predictions_lie_on_the_input_and_a_volume_smaller_than_the_window_is_fine(cohort, run, tmp_path):
+    small = tmp_path / "small"
+    case = find_cases(cohort)[0]
+    affine = np.array([[0, -2.0, 0, 10], [3.0, 0, 0, -20], [0, 0, 2.5, 5], [0, 0, 0, 1]])  # rotated, anisotropic
+    volume = np.asarray(nib.load(case.images["t1"].path).dataobj)[6:18, 5:19, 8:16]
+    small.mkdir()
+    nib.save(nib.Nifti1Image(volume, affine), small / "X_t1.nii.gz")
+    done = metakd("predict", run, small, "--out", tmp_path / "out", "--mirror", "--post", "--save-probabilities")
+    assert done.returncode == 0, done.stderr
+    label = nib.load(tmp_path / "out" / "X.nii.gz")
+    assert label.shape == volume.shape and np.allclose(label.affine, affine) and np.allclose(label.header.get_zooms(), nib.load(small / "X_t1.nii.gz").header.get_zooms())
+    assert nib.load(tmp_path / "out" / "X_probabilities.nii.gz").shape == (*volume.shape, 3)
+
+
+def test_ctrl_c_while_predicting_leaves_no_half_file(cohort, run, tmp_path):
+    many, out = tmp_path / "many", tmp_path / "out"
+    flair = find_cases(cohort)[0].images["flair"].path.read_bytes()
+    many.mkdir()
+    for k in range(200): (many / f"P{k:03}_flair.nii.gz").write_bytes(flair)
+    process = subprocess.Popen([sys.executable, "-m", "metakd.cli", "predict", str(run), str(many), "--out", str(out)], env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    for _ in range(2400):
+        if len(list(out.glob("*.nii.gz"))) >= 3: break
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and "Traceback" not in errors
+    written = list(out.glob("*.nii.gz"))
+    assert 3 <= len(written) < 200 and not [p for p in out.iterdir() if p.name.endswith(".tmp")]
+    for path in written: assert np.asarray(nib.load(path).dataobj).shape == (24, 24, 24)
+
+
+@pytest.mark.parametrize("args, said", [
+    (["predict", "RUN", "TMP/empty"], "no sequence found"),
+    (["predict", "TMP/nowhere", "COHORT"], "no such file"),
+    (["predict", "RUN", "COHORT", "--out", "TMP/locked/out"], "could not be written"),
+    (["train", "brats", "--data", "TMP/empty", "--out", "TMP/new"], "no cases found"),
+    (["train", "brats", "--data", "COHORT", "--out", "TMP/new", "--recipe.window", "20", "16", "16"], "multiples of 8 x 8 x 8"),
+    (["train", "brats", "--data", "COHORT", "--out", "TMP/new", "--method", "Oracle"], "unknown method"),
+])
+def test_mistakes_are_one_line_and_status_2(args, said, cohort, run, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "locked").write_text("a file where a folder should be")
+    with pytest.raises(SystemExit) as stopped: main([a.replace("RUN", str(run)).replace("COHORT", str(cohort)).replace("TMP", str(tmp_path)) for a in args])
+    errors = capsys.readouterr().err
+    assert stopped.value.code == 2 and said in errors and "Traceback" not in errors
+    assert not (tmp_path / "new").exists()
+
+
+def test_training_on_half_precision_and_with_the_zero_skips(cohort, tmp_path):
+    recipe = SegmentationRecipe(epochs=1, crops=1, window=(16, 16, 16), precision="bf16", skips="zero", drop_from=0.0, distill_from=0.0)
+    p = Brats(cohort, cache=tmp_path / "cache").prepare(recipe)
+    history = train(p.method, p.task, p.recipe, p.train, p.validation, p.asked, meta=p.meta, progress=False)
+    assert history.loss.notna().all() and {q.dtype for q in p.method.parameters()} == {torch.float32}
+
+
+def test_table1_is_resumable_and_refuses_another_split_of_patients(cohort, tmp_path):
+    recipe = SegmentationRecipe(epochs=1, crops=1, window=(24, 24, 24))
+    kw = dict(recipe=recipe, seeds=1, workers=1, backend="sequential", runs=tmp_path / "runs")
+    first = table1(tmp_path / "out", cohort, methods=["NoKD"], **kw)
+    both = table1(tmp_path / "out", cohort, **kw)
+    assert len(both) == len(SEGMENTERS) * len(first) and both[both.method == "NoKD"].dice.tolist() == first.dice.tolist()
+    trained = Brats(cohort).prepare(recipe)
+    assert load_weights(tmp_path / "runs" / "MetaKD-0", trained.method)
