@@ -2,6 +2,7 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -21,18 +22,27 @@ def site(tmp_path_factory):
     return folder / "site"
 
 
-@pytest.mark.parametrize("nb", notebooks, ids=lambda p: p.stem)
-def test_notebook_runs_detached(nb, site, tmp_path):
-    alone = tmp_path / nb.name
-    alone.write_bytes(nb.read_bytes())
-    script = f"""
+@pytest.fixture(scope="session")
+def runs(site, tmp_path_factory):
+    "Each notebook in a process and a folder of its own, two at a time."
+    def run(nb):
+        folder = tmp_path_factory.mktemp(nb.stem)
+        alone = folder / nb.name
+        alone.write_bytes(nb.read_bytes())
+        script = f"""
 import metakd, sys
 assert metakd.__file__.startswith({str(site)!r}), metakd.__file__
 from pathlib import Path
 from nbdev.test import test_nb
-ok, seconds = test_nb(Path({str(alone)!r}), skip_flags=["notest", "slow", "cuda"], basepath=Path({str(tmp_path)!r}))
+ok, seconds = test_nb(Path({str(alone)!r}), skip_flags=["notest", "slow", "cuda"], basepath=Path({str(folder)!r}))
 sys.exit(not ok)
 """
-    env = {**os.environ, "PYTHONPATH": str(site), "IN_TEST": "1", "MPLBACKEND": "Agg"}
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+        env = {**os.environ, "PYTHONPATH": str(site), "IN_TEST": "1", "MPLBACKEND": "Agg", "TQDM_DISABLE": "1"}
+        return subprocess.run([sys.executable, "-c", script], cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+
+    with ThreadPoolExecutor(2) as pool: return dict(zip(notebooks, pool.map(run, notebooks)))
+
+
+@pytest.mark.parametrize("nb", notebooks, ids=lambda p: p.stem)
+def test_notebook_runs_detached(nb, runs):
+    assert runs[nb].returncode == 0, (runs[nb].stdout + runs[nb].stderr)[-3000:]
