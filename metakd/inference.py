@@ -6,10 +6,10 @@
 __all__ = ['patients_in', 'Scans', 'open_patient', 'probabilities', 'postprocess', 'nifti_bytes', 'picture', 'predict_case',
            'predict']
 
-# %% ../nbs/34_inference.ipynb #edf8172a
+# %% ../nbs/34_inference.ipynb #cd03abbb
 import gzip
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ from scipy import ndimage
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .data.brats import REGIONS, SEQUENCES, Case, Image, brain_box, from_regions, normalise, read_case, scan
+from .data.brats import SEQUENCES, Case, Image, brain_box, from_regions, normalise, outline, read_case, scan
 from .meta import evaluating
 from .modalities import MetakdError, atomic_write
 from .tasks import Method, Segmentation
@@ -100,7 +100,7 @@ def postprocess(
     if 0 < regions[0].sum() * voxel < 500: regions[0] = False  # what was ET is still within TC: label 1
     return regions
 
-# %% ../nbs/34_inference.ipynb #af6414bf
+# %% ../nbs/34_inference.ipynb #63eaae5d
 def nifti_bytes(
     volume: np.ndarray,
     like: nib.Nifti1Image,  # whose affine and header it takes
@@ -131,11 +131,7 @@ def picture(
         column[0].set_title(m)
         for a, ax in enumerate(column[::-1]):
             across, up = (d for d in range(3) if d != a)
-            ax.imshow(np.take(v[0, 0].numpy(), middle[a], a).T, cmap="gray", vmin=-2, vmax=3.5, origin="lower" if a < 2 else "upper", aspect=size[up] / size[across])
-            for values, colour in zip(list(REGIONS.values())[::-1], ("#009E73", "#56B4E9", "#D55E00")):
-                region = np.isin(np.take(cut, middle[a], a), values)
-                if region.any() and not region.all(): ax.contour(region.T, [0.5], colors=colour, linewidths=1)
-            ax.set_axis_off()
+            outline(ax, np.take(v[0, 0].numpy(), middle[a], a), np.take(cut, middle[a], a), origin="lower" if a < 2 else "upper", aspect=size[up] / size[across])
     figure.suptitle(f"{title}\nvermilion ET, blue TC, green WT", fontsize=9)
     return figure
 
