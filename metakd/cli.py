@@ -155,7 +155,7 @@ def evaluate_run(
     print(table.to_string(index=False))
     if csv: atomic_write(csv, table.to_csv(index=False).encode())
 
-# %% ../nbs/50_cli.ipynb #b9ebf49e
+# %% ../nbs/50_cli.ipynb #6e7f7cff
 def glioma(
     out: Path,
     patients: int = 200,
@@ -192,7 +192,7 @@ def predict_command(
     png: bool = True,
     precision: Literal["no", "bf16"] = "no",
     device: str | None = None,
-    window_batch: int = 1,
+    window_batch: int = 4,
 ) -> None:
     """Segment one or many patients from whichever sequences there are.
 

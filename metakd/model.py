@@ -19,6 +19,7 @@ from .networks import ConcatHead, Encoders, LeNet, ReferenceDecoder, ReferenceEn
 # %% ../nbs/22_model.ipynb #90405939
 class MultimodalModel(nn.Module):
     "Encode what is present, impute what is missing, decode: equations (1) to (3)."
+    at_once = 2**24  # numbers in the features of the subsets that are decoded as one batch; it bounds memory
 
     def __init__(
         self,
@@ -54,11 +55,11 @@ class MultimodalModel(nn.Module):
     ) -> Tensor:  # [S, B, ...] logits
         "What the model would say had it been given only each subset, without encoding anything again."
         b, logits = features[0].shape[0], []
-        for subset in subsets:
-            here = subset.expand(b, -1)
-            seen = [f.masked_fill(~expand_to(here, f), 0) for f in features]
-            logits.append(self.decode(self.impute(seen, here)))
-        return torch.stack(logits)
+        for group in subsets.split(max(1, self.at_once // sum(f.numel() for f in features))):
+            here = group.repeat_interleave(b, 0)  # [s * b, M]: the subsets of a group are decoded as one batch
+            seen = [f.repeat(len(group), *[1] * (f.ndim - 1)).masked_fill_(~expand_to(here, f), 0) for f in features]
+            logits.append(self.decode(self.impute(seen, here)).unflatten(0, (len(group), b)))
+        return torch.cat(logits)
 
 # %% ../nbs/22_model.ipynb #4b1b217b
 def lenet_classifier(
