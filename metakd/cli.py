@@ -85,7 +85,7 @@ def train_audiovision(
     """
     train_run("audiovision", out, experiment, recipe, resume, checkpoint_seconds)
 
-
+# %% ../nbs/50_cli.ipynb #df6b84af
 def train_brats(
     out: Path,
     experiment: Annotated[Brats, tyro.conf.arg(name="")],

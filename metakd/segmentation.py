@@ -103,7 +103,7 @@ class SegmentationRecipe(Recipe):
         if self.optimizer_name == "sgd": return torch.optim.SGD(parameters, self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=True)
         return torch.optim.AdamW(parameters, self.lr, weight_decay=self.weight_decay)
 
-
+# %% ../nbs/37_segmentation.ipynb #e85ddb7c
 REFERENCE = SegmentationRecipe(
     alpha=0.1, pairs="sum", distill_from=0.0, epochs=822, batch_size=2, lr=1e-2, weight_decay=0.0, drop_from=80_000 / 115_000, meta_every=5, meta_lr=1e-2, validate_every=50,
     network="reference", skips="zero", window=(160, 160, 96), crops=1, mirror=0.7, optimizer_name="sgd", bce=3.0,

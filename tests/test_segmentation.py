@@ -187,7 +187,7 @@ def test_training_on_half_precision_and_with_the_zero_skips(cohort, tmp_path):
     assert history.loss.notna().all() and {q.dtype for q in p.method.parameters()} == {torch.float32}
 
 
-def test_table1_is_resumable_and_refuses_another_split_of_patients(cohort, tmp_path):
+def test_table1_continues_where_it_stopped(cohort, tmp_path):
     recipe = SegmentationRecipe(epochs=1, crops=1, window=(24, 24, 24))
     kw = dict(recipe=recipe, seeds=1, workers=1, backend="sequential", runs=tmp_path / "runs")
     first = table1(tmp_path / "out", cohort, methods=["NoKD"], **kw)

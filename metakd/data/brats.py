@@ -187,7 +187,7 @@ def read_case(
             raise MetakdError(f"{case.name}: sequences are not co-registered: {image.path} and {first_path} have the shape {list(file.shape[:3])} but different affines; resample them onto one grid")
     return volumes, first
 
-
+# %% ../../nbs/11_brats.ipynb #a685ef67
 def read_label(
     case: Case,
     shape: Sequence[int],  # that of the images
@@ -244,7 +244,7 @@ def normalise(
     volume: np.ndarray,  # [X, Y, Z], background 0
     name: str = "volume",  # for messages
 ) -> np.ndarray:  # float32, background 0
-    "Clip the bright tail, then zero mean and unit variance over the brain (METHODS of arXiv 2405.07155's code)."
+    "Clip the bright tail, then zero mean and unit variance over the brain as in the public code of arXiv 2405.07155."
     brain = volume != volume[0, 0, 0]
     values = volume[brain]
     if values.size == 0 or np.ptp(values) == 0: raise MetakdError(f"{name}: the brain is empty or flat: every voxel is {volume.flat[0]:g} or one other value")
