@@ -177,7 +177,7 @@ def glioma(
     written = write_cohort(out, patients, shape, spacing, seed, jobs)
     print(f"{out}: {len(written)} patients, {sum(p.parent.name == 'HGG' for p in written)} of high grade. Train with: metakd train brats --data {out} --out runs/first")
 
-
+# %% ../nbs/50_cli.ipynb #4be6d499
 def predict_command(
     run: tyro.conf.Positional[Path],
     inputs: tyro.conf.Positional[tuple[Path, ...]] = (),
