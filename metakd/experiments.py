@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'load_once', 'RATES', 'TABLES', 'CURVES', 'PROTOCOLS', 'PAPER', 'AudioVisionRecipe', 'Entry',
-           'build_metakd', 'Prepared', 'AudioVision', 'run', 'read_runs', 'append_rows', 'sweep', 'run_jobs',
-           'table2_jobs', 'table2_run', 'table2_done', 'table2', 'table2_view', 'gains', 'plot_importance']
+           'build_metakd', 'Prepared', 'AudioVision', 'run', 'read_runs', 'append_rows', 'sweep', 'exit_with',
+           'run_one', 'run_jobs', 'table2_jobs', 'table2_run', 'table2_done', 'table2', 'table2_view', 'gains',
+           'plot_importance']
 
 # %% ../nbs/36_experiments.ipynb #06118d6b
 import io
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -204,10 +206,23 @@ def sweep(
         if backend == "loky": get_reusable_executor().shutdown(wait=True)  # its workers would outlive a process that was itself started by one
 
 
+def exit_with(parent: int) -> None:
+    "Wait for the parent process to end, then end this one at once; what a run has on disk is whole at any moment."
+    while os.getppid() == parent: time.sleep(1)
+    os._exit(1)
+
+
+def run_one(work: Callable, job: dict, parent: int):
+    "A job in a worker that does not outlive the process which started it."
+    if os.getppid() == parent and not any(t.name == exit_with.__name__ for t in threading.enumerate()):
+        threading.Thread(target=exit_with, args=(parent,), name=exit_with.__name__, daemon=True).start()
+    return work(**job)
+
+
 def run_jobs(todo: Sequence[dict], work: Callable, out: Path, workers: int, backend: str) -> None:
     "The parallel part of `sweep`."
     with joblib.parallel_config(backend, n_jobs=workers, **({"inner_max_num_threads": 1} if backend == "loky" else {})):
-        results = joblib.Parallel(return_as="generator_unordered")(joblib.delayed(work)(**j) for j in todo)
+        results = joblib.Parallel(return_as="generator_unordered")(joblib.delayed(run_one)(work, j, os.getpid()) for j in todo)
         with tqdm(results, total=len(todo), desc="runs", unit="run") as bar:
             for result in bar:
                 for name, rows in result: append_rows(out / name, rows)

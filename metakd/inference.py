@@ -60,7 +60,7 @@ def open_patient(case: Case) -> Scans:
     "Read and check what is there; nothing else is opened."
     volumes, file = read_case(case)
     x = {m: torch.from_numpy(normalise(v, f"{case.name}: {case.images[m].path}")) for m, v in volumes.items()}
-    box = brain_box(list(x.values()))
+    box = brain_box(torch.stack(list(x.values())))
     return Scans({m: v[box][None, None] for m, v in x.items()}, torch.tensor([case.available]), box, file)
 
 

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 import safetensors.torch
 import torch
@@ -121,3 +122,27 @@ def test_a_mistake_is_one_line_and_status_2(tmp_path):
     done = subprocess.run([sys.executable, "-m", "metakd.cli", "train", "audiovision", "--out", str(tmp_path / "new"), "--rate", "1.5"], env=ENV, capture_output=True, text=True)
     assert done.returncode == 2 and "rate 1.5 is not between 0 and 1" in done.stderr
     assert "Traceback" not in done.stderr and not (tmp_path / "new").exists()
+
+
+def test_workers_end_with_the_process_that_started_them(tmp_path):
+    script = f"""
+import os, time
+from pathlib import Path
+from metakd.experiments import sweep
+
+def work(k):
+    Path({str(tmp_path)!r}, f"{{k}}.pid").write_text(str(os.getpid()))
+    time.sleep(600)
+
+sweep([dict(k=0), dict(k=1)], work, {str(tmp_path / "out")!r}, lambda job, out: False)
+"""
+    parent = subprocess.Popen([sys.executable, "-c", script], env=ENV, stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 120
+    while len([p for p in tmp_path.glob("*.pid") if p.read_text()]) < 2:
+        assert time.monotonic() < until and parent.poll() is None
+        time.sleep(0.1)
+    workers = [psutil.Process(int(p.read_text())) for p in tmp_path.glob("*.pid")]
+    parent.kill()
+    parent.wait()
+    _, alive = psutil.wait_procs(workers, timeout=20)
+    assert not [w for w in alive if w.status() != psutil.STATUS_ZOMBIE]

@@ -265,51 +265,50 @@ class ReadCase:
     "The part that never changes: a case as tensors, cut to the brain. Halves and bytes, because they are kept on disk."
     centres = 2000  # voxels of a region that a crop can be centred on, evenly spread over it
 
-    def __call__(self, item: dict) -> dict:  # sequence -> float16 [1, x, y, z]; "y" uint8 [R, x, y, z]; "classes": voxels of each region, and of all
+    def __call__(self, item: dict) -> dict:  # "x" float16 [K, x, y, z], the K sequences that are there; "y" uint8 [R, x, y, z]; "classes": voxels of each region, and of all
         from monai.transforms import ClassesToIndices
         case = item["case"]
         volumes, _ = read_case(case)
-        out = {m: torch.from_numpy(normalise(v, f"{case.name}: {case.images[m].path}")[None]).half() for m, v in volumes.items()}
-        cut = brain_box(out.values())
-        shape, out = next(iter(out.values())).shape[1:], {m: v[(slice(None), *cut)].contiguous() for m, v in out.items()}
-        y = to_regions(read_label(case, shape)[cut])
+        x = torch.stack([torch.from_numpy(normalise(volumes[m], f"{case.name}: {case.images[m].path}")).half() for m in SEQUENCES if m in volumes])
+        cut = brain_box(x)
+        y = to_regions(read_label(case, x.shape[1:])[cut])
         anywhere = torch.ones_like(y[:1])
         classes = ClassesToIndices(max_samples_per_class=self.centres)(torch.cat([y, anywhere]))
-        return out | {"y": y, "classes": [torch.as_tensor(c) for c in classes]}
+        return {"x": x[:, *cut].contiguous(), "y": y, "classes": [torch.as_tensor(c) for c in classes]}
 
 
 def brain_box(
-    volumes: Sequence[Tensor],  # [..., X, Y, Z], background 0
+    x: Tensor,  # [K, X, Y, Z], background 0
 ) -> tuple[slice, slice, slice]:
     "The smallest box that holds every voxel that is not background in some volume."
-    brain = torch.stack([v != 0 for v in volumes]).flatten(0, -4).any(0)
+    brain = (x != 0).any(0)
     hits = [brain.any(dim=tuple({0, 1, 2} - {axis})).nonzero() for axis in range(3)]
     return tuple(slice(int(h.min()), int(h.max()) + 1) for h in hits)
 
 
 def case_key(item: dict) -> bytes:
-    "What a cached case depends on: its files, their sizes and times."
+    "What a cached case depends on: its files, their sizes and times, and what is kept of them."
     files = [*item["case"].images.values(), Image(item["case"].label)]
-    return hashlib.sha256(repr([(str(i), i.path.stat().st_size, i.path.stat().st_mtime_ns) for i in files if i.path.exists()]).encode()).hexdigest().encode()
+    return hashlib.sha256(repr(["x, y, classes", *((str(i), i.path.stat().st_size, i.path.stat().st_mtime_ns) for i in files if i.path.exists())]).encode()).hexdigest().encode()
 
 
 def crop_transform(
     window: Sequence[int],  # of a crop, in voxels
-    names: Sequence[str],  # the sequences that are there
     foreground: float = 0.5,  # share of the crops that are centred on a voxel of a region. The authors: 0.5
     scale: float = 0.1,  # half of the crops are zoomed by 1 - scale to 1 + scale; 0: none. The authors: 0.1
     mirror: float = 0.5,  # probability of a mirror image, for each axis. The authors: 0.7
 ):
     "The random part: crop, scale, mirror; the same for all sequences and regions."
     from monai import transforms as T
-    keys, regions = [*names, "y"], len(REGIONS)
-    zoom = T.RandZoomd(keys, prob=0.5, min_zoom=1 - scale, max_zoom=1 + scale, mode=["trilinear"] * len(names) + ["nearest"], padding_mode="constant")
+    keys, regions = ["x", "y"], len(REGIONS)  # all sequences in one tensor: each step is done once, whatever K is
+    zoom = T.RandZoomd(keys, prob=0.5, min_zoom=1 - scale, max_zoom=1 + scale, mode=["trilinear", "nearest"], padding_mode="constant")
     return T.Compose([
         T.RandCropByLabelClassesd(keys, "y", window, [foreground / regions] * regions + [1 - foreground], num_classes=regions + 1, indices_key="classes", allow_smaller=True, warn=False),
         T.CastToTyped(keys, torch.float32),
         T.ResizeWithPadOrCropd(keys, window),  # a volume smaller than the window
         *([zoom] if scale else []),
         *[T.RandFlipd(keys, prob=mirror, spatial_axis=axis) for axis in range(3)],
+        T.ToTensord(keys, track_meta=False),
     ])
 
 # %% ../../nbs/11_brats.ipynb #500b7a57
@@ -357,15 +356,13 @@ class Volumes:
     def batch(self, samples: Sequence[dict], available: Tensor) -> Batch:
         "Samples of one shape as a batch; an absent sequence is zeros."
         y = torch.stack([s["y"] for s in samples]).float()
-        nothing = torch.zeros(1, *y.shape[2:])
-        present = [m for m, any_has in zip(SEQUENCES, available.any(0).tolist()) if any_has]
-        return Batch({m: torch.stack([s[m].float() if m in s else nothing for s in samples]) for m in present}, available, y)
+        x = y.new_zeros(len(SEQUENCES), len(samples), 1, *y.shape[2:])
+        for k, (s, here) in enumerate(zip(samples, available)): x[here, k, 0] = s["x"].float()
+        return Batch({m: x[i] for i, m in enumerate(SEQUENCES) if available[:, i].any()}, available, y)
 
     def draw(self, index: Tensor, seed: int) -> Batch:
-        samples = []
+        samples, random = [], crop_transform(self.window, **self.augment)
         for i in index.tolist():
-            case = self.cases[i]
-            random = crop_transform(self.window, list(case.images), **self.augment)
             random.set_random_state(np.random.default_rng([seed, i]).integers(2**32))
             samples += random(self.prepared(i))
         return self.batch(samples, self.available[index])
