@@ -77,6 +77,20 @@ def test_sigkill_then_resume_gives_the_same_bits(cohort, run, tmp_path):
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
+def test_resume_in_mid_epoch_gives_the_same_bits(cohort, tmp_path):
+    recipe = SegmentationRecipe(epochs=2, crops=2, window=(16, 16, 16), drop_from=0.3, distill_from=0.3)
+
+    def go(out, **how):
+        p = Brats(cohort, cache=tmp_path / "cache").prepare(recipe)
+        train(p.method, p.task, p.recipe, p.train, p.validation, None, out, progress=False, meta=p.meta, **how)
+        return p.method.state_dict()
+
+    whole = go(tmp_path / "whole")
+    go(tmp_path / "parts", stop_after=4)  # an epoch has three steps
+    parts = go(tmp_path / "parts", resume=True)
+    assert all(torch.equal(whole[k], parts[k]) for k in whole)
+
+
 def test_two_processes_give_the_losses_of_one(cohort, run, tmp_path):
     with socket.socket() as s: s.bind(("127.0.0.1", 0)); port = s.getsockname()[1]
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--main_process_port", str(port), "--module", "metakd.cli", *command(cohort, tmp_path / "two")[3:]]
