@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from .distillation import ImportanceWeights, distillation_loss, pair_share
+from .distillation import ImportanceWeights, distillation_loss, pair_share, spread
 from .modalities import Batch, MetakdError, Source
 from .model import MultimodalModel
 from .tasks import Method, Recipe, Task
@@ -80,6 +80,7 @@ class MetaKD(Method):
             m = len(self.modalities)
             pairs = self.pair_share * (m * (m - 1) if self.recipe.pairs == "mean" else 1)
             distillation = distillation_loss(features[-1], batch.available, self.importance(), self.recipe.distance) / pairs
+            if self.recipe.relative: distillation = distillation / spread(features[-1], batch.available, self.recipe.distance)
             loss = loss + self.recipe.alpha * distillation
             logs["distillation"] = distillation.detach()
         return loss, logs

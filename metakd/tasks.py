@@ -157,6 +157,8 @@ class Recipe:
     "Equation (5) over the M (M - 1) pairs of modalities. Paper: their sum."
     normalisation: Literal["softmax", "sigmoid", "relu"] = "softmax"
     "How raw importance weights become w, equation (6). Paper: softmax."
+    relative: bool = False
+    "Divide equation (5) by the spread of the features, so that features which forget their input gain nothing (chapter 30). Published: no. Each process measures its own samples."
     distill_from: float = 0.0
     "Part of the training after which distillation begins, 0..1. Published: 0."
 

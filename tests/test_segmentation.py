@@ -24,7 +24,7 @@ from metakd.segmentation import SEGMENTERS, Brats, SegmentationRecipe, table1
 from metakd.training import load_weights, train
 
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
-SMALL = ["--recipe.epochs", "3", "--recipe.crops", "2", "--recipe.window", "16", "16", "16", "--recipe.drop-from", "0.3", "--recipe.distill-from", "0.3", "--checkpoint-seconds", "0"]
+SMALL = ["--recipe.no-relative", "--recipe.epochs", "3", "--recipe.crops", "2", "--recipe.window", "16", "16", "16", "--recipe.drop-from", "0.3", "--recipe.distill-from", "0.3", "--checkpoint-seconds", "0"]
 
 
 def metakd(*args, **options):
