@@ -86,7 +86,7 @@ def segmenter(
     if network == "compact": encoder, decoder = ResidualEncoder(widths), UNetDecoder(len(modalities), widths, regions)
     else: encoder, decoder = ReferenceEncoder(), ReferenceDecoder(len(modalities), regions=regions)
     model = MultimodalModel(Encoders(dict.fromkeys(modalities, encoder)), decoder, impute_skips=impute_mean if skips == "mean" else impute_zero)
-    return model.to(memory_format=torch.channels_last_3d)  # the layout that convolutions on a CPU are fastest in
+    return model.to(memory_format=torch.channels_last_3d) if network == "compact" else model  # the layout in which few channels are fastest on a CPU
 
 
 STRIDES = {"compact": (8, 8, 8), "reference": (16, 32, 32)}  # a window must be a multiple of these
