@@ -268,7 +268,8 @@ def train(
                 optimizer.step()
                 for name, value in {"loss": loss.detach(), **logs}.items(): sums[name] = sums.get(name, 0) + weight * value
                 if method.meta_step and step % recipe.meta_every == 0:
-                    with accelerator.autocast(): outer = method.meta_step(held_out.draw(step).to(device))
+                    drawn = held_out.draw(step).to(device)
+                    with accelerator.autocast(): outer = method.meta_step(drawn)
                     for name, value in outer.items(): sums[name] = value.detach() * len(loader)  # the last one of the epoch
                 step += 1
                 bar.update()

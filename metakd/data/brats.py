@@ -269,7 +269,7 @@ class ReadCase:
         from monai.transforms import ClassesToIndices
         case = item["case"]
         volumes, _ = read_case(case)
-        x = torch.stack([torch.from_numpy(normalise(volumes[m], f"{case.name}: {case.images[m].path}")).half() for m in SEQUENCES if m in volumes])
+        x = torch.stack([torch.from_numpy(normalise(volumes[m], f"{case.name}: {case.images[m].path}")) for m in SEQUENCES if m in volumes]).half()
         cut = brain_box(x)
         y = to_regions(read_label(case, x.shape[1:])[cut])
         anywhere = torch.ones_like(y[:1])
