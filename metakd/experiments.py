@@ -205,7 +205,7 @@ def sweep(
     finally:
         if backend == "loky": get_reusable_executor().shutdown(wait=True)  # its workers would outlive a process that was itself started by one
 
-
+# %% ../nbs/36_experiments.ipynb #b915da1f
 def exit_with(parent: int) -> None:
     "Wait for the parent process to end, then end this one at once; what a run has on disk is whole at any moment."
     while os.getppid() == parent: time.sleep(1)

@@ -197,7 +197,7 @@ PAPER_TABLE1 = {  # arXiv 2405.07155, Table 1: Dice in % on BraTS 2018, the subs
 
 TABLE1, CASES, CURVES1 = "table1_glioma.csv", "table1_glioma_cases.csv", "table1_glioma_importance.csv"
 
-
+# %% ../nbs/37_segmentation.ipynb #8d370c0f
 def score_rows(
     table: pd.DataFrame,  # from `evaluate(..., each=True)` with Hausdorff distances
     names: Sequence[str],  # of the cases
@@ -236,7 +236,7 @@ def table1_done(job: dict, out: Path) -> bool:
     runs = read_runs(out / TABLE1)
     return len(runs) > 0 and bool(((runs.method == job["method"]) & (runs.seed == job["seed"])).any())
 
-
+# %% ../nbs/37_segmentation.ipynb #37494452
 def table1(
     out: str | Path,  # folder for the tables
     data: str | Path,  # folder of cases

@@ -6,7 +6,7 @@
 __all__ = ['SEQUENCES', 'REGIONS', 'LABELS', 'NAMES', 'FILE', 'DECATHLON', 'PARTS', 'COLOURS', 'Image', 'Case', 'scan',
            'scan_decathlon', 'find_cases', 'make_split', 'read_split', 'read_volume', 'read_case', 'read_label',
            'to_regions', 'from_regions', 'outline', 'normalise', 'ReadCase', 'brain_box', 'case_key', 'crop_transform',
-           'Volumes']
+           'as_batch', 'Volumes']
 
 # %% ../../nbs/11_brats.ipynb #5ef0690a
 import hashlib
@@ -274,7 +274,7 @@ class ReadCase:
         y = to_regions(read_label(case, x.shape[1:])[cut])
         anywhere = torch.ones_like(y[:1])
         classes = ClassesToIndices(max_samples_per_class=self.centres)(torch.cat([y, anywhere]))
-        return {"x": x[:, *cut].contiguous(), "y": y, "classes": [torch.as_tensor(c) for c in classes]}
+        return {"x": x[(slice(None), *cut)].contiguous(), "y": y, "classes": [torch.as_tensor(c) for c in classes]}
 
 
 def brain_box(
@@ -310,6 +310,17 @@ def crop_transform(
         *[T.RandFlipd(keys, prob=mirror, spatial_axis=axis) for axis in range(3)],
         T.ToTensord(keys, track_meta=False),
     ])
+
+
+def as_batch(
+    samples: Sequence[dict],  # of `ReadCase` or `crop_transform`, of one shape
+    available: Tensor,  # [B, M] bool
+) -> Batch:
+    "An absent sequence is zeros; one that no sample has is left out."
+    y = torch.stack([s["y"] for s in samples]).float()
+    x = y.new_zeros(len(SEQUENCES), len(samples), 1, *y.shape[2:])
+    for k, (s, here) in enumerate(zip(samples, available)): x[here, k, 0] = s["x"].float()
+    return Batch({m: x[i] for i, m in enumerate(SEQUENCES) if available[:, i].any()}, available, y)
 
 # %% ../../nbs/11_brats.ipynb #500b7a57
 class Volumes:
@@ -353,22 +364,15 @@ class Volumes:
             while cause and not isinstance(cause, MetakdError): cause = cause.__cause__
             raise cause or e from None
 
-    def batch(self, samples: Sequence[dict], available: Tensor) -> Batch:
-        "Samples of one shape as a batch; an absent sequence is zeros."
-        y = torch.stack([s["y"] for s in samples]).float()
-        x = y.new_zeros(len(SEQUENCES), len(samples), 1, *y.shape[2:])
-        for k, (s, here) in enumerate(zip(samples, available)): x[here, k, 0] = s["x"].float()
-        return Batch({m: x[i] for i, m in enumerate(SEQUENCES) if available[:, i].any()}, available, y)
-
     def draw(self, index: Tensor, seed: int) -> Batch:
         samples, random = [], crop_transform(self.window, **self.augment)
         for i in index.tolist():
             random.set_random_state(np.random.default_rng([seed, i]).integers(2**32))
             samples += random(self.prepared(i))
-        return self.batch(samples, self.available[index])
+        return as_batch(samples, self.available[index])
 
     def whole(self) -> Iterator[Batch]:
-        for i in range(self.size): yield self.batch([self.prepared(i)], self.available[i:i + 1])
+        for i in range(self.size): yield as_batch([self.prepared(i)], self.available[i:i + 1])
 
     def check(self, modalities: Sequence[str], shapes=None) -> None:
         if tuple(modalities) != SEQUENCES: raise MetakdError(f"this model knows {', '.join(modalities)}; BraTS cases have {', '.join(SEQUENCES)}")
