@@ -337,8 +337,7 @@ class Volumes:
         from monai.data import Dataset, PersistentDataset
         from monai.transforms import Transform
         Transform.register(ReadCase)  # what MONAI keeps on disk is what its transforms made
-        for c in cases:
-            if c.label is None: raise MetakdError(f"{c.name} has no segmentation; training and evaluation need one")
+        if bare := [c.name for c in cases if c.label is None]: raise MetakdError(f"{bare[0]} has no segmentation; training and evaluation need one")
         self.cases, self.window, self.cache, self.augment = list(cases), tuple(window), cache, augment
         self.available = torch.tensor([c.available for c in cases])
         items = [{"case": c} for c in cases]
