@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from .distillation import ImportanceWeights, distillation_loss, pair_share, spread
 from .modalities import Batch, MetakdError, Source
-from .model import MultimodalModel
-from .tasks import Method, Recipe, Task
+from .model import MultimodalModel, Supervised
+from .tasks import Recipe, Task
 
 # %% ../nbs/31_meta.ipynb #344946b2
 @contextmanager
@@ -51,18 +51,13 @@ def meta_gradient(
     return loss.detach(), gradient
 
 # %% ../nbs/31_meta.ipynb #3ef08335
-class MetaKD(Method):
+class MetaKD(Supervised):
     "Meta-learned cross-modal knowledge distillation (arXiv 2405.07155), equations (1) to (6)."
 
     def __init__(self, model: MultimodalModel, task: Task, recipe: Recipe):
-        super().__init__()
-        self.model, self.task, self.recipe = model, task, recipe
-        self.modalities, self.shapes = model.modalities, model.shapes
+        super().__init__(model, task, recipe)
         self.importance = ImportanceWeights(len(self.modalities), recipe.normalisation)
-        self.optimizers = {
-            "network": recipe.optimizer(model.parameters()),
-            "importance": torch.optim.Adam(self.importance.parameters(), recipe.meta_lr, weight_decay=recipe.meta_weight_decay),
-        }
+        self.optimizers["importance"] = torch.optim.Adam(self.importance.parameters(), recipe.meta_lr, weight_decay=recipe.meta_weight_decay)
         self.pair_share = 1.0
         if recipe.alpha > 0 and len(self.modalities) > 1: self.meta_step = self._meta_step
 
@@ -92,9 +87,3 @@ class MetaKD(Method):
         self.optimizers["importance"].step()
         self.importance.raw.grad = None
         return {"meta": loss, **{f"w_{m}": w for m, w in zip(self.modalities, self.importance().detach())}}
-
-    def predict(self, x: dict[str, Tensor], available: Tensor) -> Tensor:
-        return self.model(x, available)
-
-    def predict_subsets(self, x: dict[str, Tensor], available: Tensor, subsets: Tensor) -> Tensor:
-        return self.model.decode_subsets(self.model.encode(x, available & subsets.any(0)), subsets)

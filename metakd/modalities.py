@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MetakdError', 'atomic_write', 'Batch', 'Source', 'check_batch', 'all_subsets', 'subset_name', 'parse_subset',
-           'select', 'drop_random', 'expand_to']
+           'select', 'drop_random', 'CompleteSamples', 'expand_to']
 
 # %% ../nbs/00_modalities.ipynb #d7118fff
 import os
@@ -175,6 +175,27 @@ def drop_random(
     score = torch.rand(b, m, generator=generator).to(n.device).masked_fill(~available, -1)
     rank = score.argsort(1, descending=True).argsort(1)  # 0 is the first to stay
     return available & (rank < keep)
+
+# %% ../nbs/00_modalities.ipynb #604c0ac3
+class CompleteSamples:
+    "The samples of a training set that have every modality, for a method that cannot learn without them."
+
+    def __init__(
+        self,
+        data: Source,
+        method: str,  # who needs them
+        why: str,  # and what for
+    ):
+        whole = data.available.all(1)
+        if not whole.any():
+            raise MetakdError(f"{method} needs complete samples to {why}, and no training sample has every modality: add some, or use a method that does without (MetaKD, ShaSpec, NoKD)")
+        self.data, self.shown = data.take(whole), data.available[~whole].cpu()
+        if not len(self.shown): self.shown = all_subsets(data.available.shape[1])[:-1]  # nothing lacks anything: anything may
+
+    def draw(self, n: int, device=None) -> tuple[Batch, Tensor]:  # complete samples, and [n, M] bool, what to leave of them
+        "n at random, the same one several times where need be. The trainer seeds each step, so a run that was resumed draws the same."
+        batch = self.data.draw(torch.randint(self.data.size, (n,)), int(torch.randint(2**31, ())))
+        return batch.to(device), self.shown[torch.randint(len(self.shown), (n,))].to(device)
 
 # %% ../nbs/00_modalities.ipynb #fb5c974e
 def expand_to(

@@ -34,10 +34,11 @@ class LeNet(nn.Module):
             nn.Conv2d(6, 16, 5), nn.MaxPool2d(2), nn.ReLU(), nn.Flatten(),
         )
         last = nn.LayerNorm(feature_size, elementwise_affine=False) if normalise else nn.ReLU()
+        self.convolutions.to(memory_format=torch.channels_last)  # pooling few channels is fastest so on a CPU
         self.linear = nn.Sequential(nn.Linear(16 * h * w, 120), nn.ReLU(), nn.Linear(120, feature_size), last)
 
     def forward(self, x: Tensor) -> Tensor:  # [N, channels, height, width] -> [N, feature_size]
-        return self.linear(self.convolutions(x))
+        return self.linear(self.convolutions(x.contiguous(memory_format=torch.channels_last)))
 
 # %% ../nbs/20_networks.ipynb #9bac8708
 class Encoders(nn.Module):
@@ -96,8 +97,15 @@ class ConcatHead(nn.Module):
             nn.Dropout(dropout), nn.Linear(hidden, classes),
         )
 
+    def fuse(self, features: list[Tensor]) -> Tensor:  # levels -> [B, hidden]
+        "What is known of a sample from all its modalities."
+        return self.layers[:3](features[-1].flatten(1))
+
+    def answer(self, fused: Tensor) -> Tensor:  # [B, hidden] -> logits [B, classes]
+        return self.layers[3:](fused)
+
     def forward(self, features: list[Tensor]) -> Tensor:  # levels -> logits [B, classes]
-        return self.layers(features[-1].flatten(1))
+        return self.answer(self.fuse(features))
 
 # %% ../nbs/20_networks.ipynb #b11c1082
 LEAKY = ("leakyrelu", {"negative_slope": 0.01})

@@ -141,6 +141,10 @@ class Brats:
             if getattr(self, name) is not None: object.__setattr__(self, name, Path(getattr(self, name)))
         if self.method not in SEGMENTERS: raise MetakdError(f"unknown method '{self.method}': choose {', '.join(SEGMENTERS)}")
 
+    def recipe_type(self) -> type[SegmentationRecipe]:
+        "The recipe of this experiment."
+        return SegmentationRecipe
+
     def parts(self) -> dict[str, list[Case]]:
         "The cases of each part of the split."
         cases, path = find_cases(self.data), self.split or self.data / "split.json"
@@ -159,7 +163,7 @@ class Brats:
         parts, cache = self.parts(), self.cache or cache_dir() / "brats"
         volumes = {name: Volumes(cases * (recipe.crops if name == "train" else 1), recipe.window, cache, **augment) for name, cases in parts.items()}
         method, task = self.build(recipe, volumes["train"].spacing)
-        return Prepared(method, task, method.recipe, volumes["train"], volumes["validation"], volumes["test"], None, str(self.data), volumes["meta"].take(volumes["meta"].available.all(1)))
+        return Prepared(method, task, method.recipe, volumes["train"], volumes["validation"], volumes["test"], volumes["meta"].take(volumes["meta"].available.all(1)), None, str(self.data))
 
 # %% ../nbs/37_segmentation.ipynb #566c5943
 PAPER_TABLE1 = {  # arXiv 2405.07155, Table 1: Dice in % on BraTS 2018, the subsets in the order of `all_subsets`

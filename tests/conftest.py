@@ -1,4 +1,39 @@
+import os
+import socket
+import subprocess
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+METAKD = """
+import metakd.training
+from metakd.cli import main
+
+made = metakd.training.make_accelerator
+
+def in_two(*args):
+    accelerator = made(*args)
+    assert accelerator.num_processes == 2
+    return accelerator
+
+metakd.training.make_accelerator = in_two
+main({args!r})
+"""
+
+
+def two_processes(script: Path, text: str) -> str:  # what they printed
+    "Run a script in two processes on the CPU (`accelerate launch --cpu` would start one, unless MPI is there)."
+    script.write_text(text)
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port), str(script)]
+    done = subprocess.run(launch, env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def metakd_in_two_processes(folder: Path, *args: str) -> None:
+    "The command `metakd ...`; training makes sure that there are two."
+    two_processes(folder / "two.py", METAKD.format(args=list(args)))

@@ -2,7 +2,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from conftest import metakd_in_two_processes
 from metakd.cli import main
 from metakd.data.brats import Volumes, find_cases
 from metakd.data.glioma import write_cohort
@@ -92,10 +92,7 @@ def test_resume_in_mid_epoch_gives_the_same_bits(cohort, tmp_path):
 
 
 def test_two_processes_give_the_losses_of_one(cohort, run, tmp_path):
-    with socket.socket() as s: s.bind(("127.0.0.1", 0)); port = s.getsockname()[1]
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--main_process_port", str(port), "--module", "metakd.cli", *command(cohort, tmp_path / "two")[3:]]
-    done = subprocess.run(launch, env=ENV, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    metakd_in_two_processes(tmp_path, *command(cohort, tmp_path / "two")[3:])
     one, two = log(run), log(tmp_path / "two")
     for column in ("loss", "task", "distillation", "meta", "w_t1c"): assert (one[column] - two[column]).abs().max() < 2e-3, column  # sums in another order, through AdamW
 

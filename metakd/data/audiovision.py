@@ -332,8 +332,9 @@ def load(
 class Setting:
     "One training problem: what to train on, what to choose by, what to report."
     train: Batch  # the tested modality everywhere, the other at `rate`
-    validation: Batch  # complete: D_v of equation (4), and the data to choose by
+    validation: Batch  # complete, the data to choose by
     test: Batch  # complete
+    meta: Batch  # complete: D_v of equation (4), never test data
     tested: Tensor  # [M] bool, the subset that is there when it counts
 
 
@@ -353,14 +354,15 @@ def balanced(
 # %% ../../nbs/10_audiovision.ipynb #f4deca63
 def split_samples(
     data: AudioVision,
-    split: Literal["random", "speaker"] = "random",
+    split: Literal["random", "speaker", "smil"] = "random",
     seed: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:  # indices of training, validation, test
-    "Disjoint, together everything."
+    "Disjoint, together everything; but for `smil`, where the test data are the validation data."
     g = torch.Generator().manual_seed(seed)
     everything = torch.arange(len(data.y))
-    if split == "random":
+    if split in ("random", "smil"):
         test, rest = balanced(data.y, everything, round(0.3 * len(data.y)), g)
+        if split == "smil": return rest, test, test
         validation, train = balanced(data.y, rest, round(0.1 * len(data.y)), g)
     elif split == "speaker":
         if len(data.speakers) < 2: raise MetakdError(f"the split 'speaker' needs at least two speakers, there is only {data.speakers[0]}")
@@ -369,7 +371,7 @@ def split_samples(
         heard = ~torch.isin(data.speaker, held_out)
         test = everything[~heard]
         validation, train = balanced(data.y, everything[heard], round(heard.sum().item() / 7), g)
-    else: raise MetakdError(f"unknown split '{split}': choose random or speaker")
+    else: raise MetakdError(f"unknown split '{split}': choose random, speaker or smil")
     return train, validation, test
 
 # %% ../../nbs/10_audiovision.ipynb #1c380867
@@ -377,7 +379,7 @@ def setting(
     data: AudioVision,
     tested: Literal["image", "audio"] = "image",  # complete in training, alone in testing
     rate: float = 0.05,  # part of the training samples that have the other modality too
-    split: Literal["random", "speaker"] = "random",
+    split: Literal["random", "speaker", "smil"] = "random",
     seed: int = 0,
 ) -> Setting:
     "The training problem of one cell of Table 2."
@@ -394,4 +396,5 @@ def setting(
         return Batch({m: v[index] for m, v in data.x.items()}, available, data.y[index])
 
     tested_only = torch.arange(2) == column
-    return Setting(batch(train, paired), batch(validation, validation), batch(test, test), tested_only)
+    held_out = paired if split == "smil" else validation  # there: nothing but training data is left
+    return Setting(batch(train, paired), batch(validation, validation), batch(test, test), batch(held_out, held_out), tested_only)

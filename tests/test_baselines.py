@@ -1,0 +1,169 @@
+"What every compared method must stand: kill and resume, half precision, several processes, incomplete data, any number of modalities; and a new method in ten lines."
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+
+import pandas as pd
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from conftest import two_processes
+from metakd import experiments
+from metakd.experiments import AudioVision, AudioVisionRecipe, Entry, build_model, find_method, methods, run, table2, table2_jobs
+from metakd.modalities import Batch, MetakdError, all_subsets
+from metakd.model import Supervised
+from metakd.tasks import Classification, Recipe
+from metakd.training import train
+
+COMPARED = [name for name, entry in methods().items() if entry.rate is None]
+BASELINES = [name for name in COMPARED if name not in ("NoKD", "MetaKD")]
+NEED_COMPLETE = ["AutoEncoder", "GAN", "Full2miss", "SMIL"]
+ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    "Sums in one order, here and in the processes that are started."
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def prepared(name, rate=0.2, **recipe):
+    experiment = AudioVision(name, "image", rate)
+    return experiment.prepare(experiment.recipe_type()(**{"epochs": 4, **recipe}))
+
+
+def fit(p, out=None, **options):
+    return train(p.method, p.task, p.recipe, p.train, p.validation, p.asked, out, progress=False, **options)
+
+
+def test_there_are_all():
+    assert BASELINES == ["AutoEncoder", "GAN", "Full2miss", "SMIL", "ShaSpec"]
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_sigkill_then_resume_gives_the_same_bits(name, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    fit(prepared(name), whole)
+    command = [sys.executable, "-m", "metakd.cli", "train", "audiovision", "--method", name, "--rate", "0.2", "--recipe.epochs", "4", "--checkpoint-seconds", "0", "--out", str(killed)]
+    process = subprocess.Popen(command, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for _ in range(4800):
+        if list((killed / "checkpoints").glob("step-*")): break
+        assert process.poll() is None, "the training ended before it could be stopped"
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL and not (killed / "weights.safetensors").exists()
+    fit(prepared(name), killed, resume=True)
+    a, b = (pd.read_csv(f / "log.csv").drop(columns="seconds") for f in (whole, killed))
+    pd.testing.assert_frame_equal(a, b, check_exact=True)
+    a, b = (safetensors.torch.load_file(f / "weights.safetensors") for f in (whole, killed))
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_half_precision(name):
+    p = prepared(name, epochs=2, precision="bf16")
+    history = fit(p)
+    assert history.loss.notna().all() and history.task.iloc[-1] < 2.5  # log 10 is chance
+
+
+def test_two_processes_stay_equal(tmp_path):
+    said = two_processes(tmp_path / "two.py", f"""
+import torch
+from metakd.experiments import AudioVision, AudioVisionRecipe
+from metakd.training import train
+for name in {BASELINES!r}:
+    p = AudioVision(name, "image", 0.2).prepare(AudioVisionRecipe(epochs=2))
+    train(p.method, p.task, p.recipe, p.train, p.validation, p.asked, progress=False)
+    mine = torch.cat([q.detach().flatten() for q in p.method.parameters()])
+    first = mine.clone()
+    torch.distributed.broadcast(first, 0)
+    assert torch.distributed.get_world_size() == 2 and mine.isfinite().all() and torch.equal(mine, first), name  # every player is stepped with the gradients of both processes
+    print("equal", name)
+""")
+    assert said.count("equal") == 2 * len(BASELINES)
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_no_complete_sample(name):
+    p = prepared(name, epochs=1)
+    p.train.available[:, 1] &= ~p.train.available[:, 0]
+    p.train.available[::3] = torch.tensor([False, True])  # some have a sound alone
+    assert not p.train.available.all(1).any()
+    if name in NEED_COMPLETE:
+        with pytest.raises(MetakdError, match=f"{name} needs complete samples to .*use a method that does without"): fit(p)
+    else: assert fit(p).loss.notna().all()
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_three_modalities_any_subset_and_nothing_absent_is_read(name):
+    torch.manual_seed(0)
+    shapes, entry = {"a": (1, 16, 16), "b": (1, 20, 18), "c": (1, 16, 24)}, find_method(name)
+    recipe = AudioVision(name).recipe_type()()
+    method = entry.build(shapes, Classification(3), recipe)
+    available = all_subsets(3).repeat(6, 1)
+    data = Batch({m: torch.randn(42, *s) for m, s in shapes.items()}, available, torch.arange(42) % 3)
+    method.setup(data)
+    for progress in (0.0, 0.9):
+        method.train().progress = progress
+        incomplete = data.take(~available.all(1))
+        dirty = Batch({m: torch.where(incomplete.available[:, i].view(-1, 1, 1, 1), v, float("nan")) for i, (m, v) in enumerate(incomplete.x.items())}, incomplete.available, incomplete.y)
+        seen = []
+        for batch in (incomplete, dirty):  # without any complete sample, and with rubbish where nothing is
+            torch.manual_seed(1)
+            method.optimizers["network"].zero_grad()
+            loss, _ = method.training_loss(batch)
+            loss.backward()
+            assert all(q.grad is None or q.grad.isfinite().all() for q in method.parameters())
+            seen.append(loss.item())
+        assert seen[0] == seen[1]
+    method.eval()
+    full = torch.ones(42, 3, dtype=torch.bool)
+    logits = method.predict_subsets(data.x, full, all_subsets(3))
+    assert logits.shape == (7, 42, 3) and logits.isfinite().all()
+    alone = torch.tensor([[False, True, False]]).expand(42, 3)
+    torch.testing.assert_close(method.predict({"b": data.x["b"]}, alone), logits[1], atol=1e-5, rtol=1e-4)
+
+
+def test_a_toy_method_in_ten_lines(tmp_path, monkeypatch):
+    @dataclass(frozen=True)
+    class DoubtRecipe(Recipe):
+        doubt: float = 0.1
+
+    class Doubt(Supervised):
+        "Never quite sure: a penalty on confident answers."
+        def training_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+            p = self.model(batch.x, batch.available).log_softmax(1)
+            task = torch.nn.functional.nll_loss(p, batch.y)
+            return task + self.recipe.doubt * (p.exp() * p).sum(1).mean(), {"task": task.detach()}
+
+    monkeypatch.setitem(experiments.METHODS, "Doubt", Entry(lambda shapes, task, recipe: Doubt(build_model(shapes, task, recipe), task, recipe), DoubtRecipe))
+    assert list(methods())[-1] == "Doubt" and AudioVision("Doubt").recipe_type()(doubt=0.5).doubt == 0.5
+    runs = table2(tmp_path, AudioVisionRecipe(epochs=1), table2_jobs(("NoKD", "Doubt"), (0.2,), 2, (("paper", "random"),), ("image",)), backend="sequential")
+    assert runs.groupby("method").size().to_dict() == {"NoKD": 2, "Doubt": 2}
+    assert experiments.table2_view(runs, "image").index.tolist() == ["NoKD", "Doubt"] and len(experiments.lead(runs, "Doubt")) == 1
+    same = run(AudioVision("Doubt", "image", 0.2), AudioVisionRecipe(epochs=1))[0]
+    assert same["accuracy"] == runs[(runs.method == "Doubt") & (runs.seed == 0)].accuracy.item()
+
+
+def test_a_small_sweep_through_a_local_ray(tmp_path):
+    ray = pytest.importorskip("ray", reason="the backend 'ray' is an extra: pip install metakd[ray]")
+    jobs = table2_jobs(("NoKD", "SMIL"), (0.2,), 1, (("paper", "random"),), ("image",))
+    try: runs = table2(tmp_path / "ray", AudioVisionRecipe(epochs=1), jobs, workers=2, backend="ray")
+    finally: ray.shutdown()
+    here = table2(tmp_path / "here", AudioVisionRecipe(epochs=1), jobs, workers=1, backend="sequential")
+    key = ["method", "seed", "accuracy", "validation", "train_loss"]
+    pd.testing.assert_frame_equal(runs[key].sort_values("method", ignore_index=True), here[key].sort_values("method", ignore_index=True))
+
+
+def test_ray_not_installed_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray.util.joblib", None)
+    with pytest.raises(MetakdError, match=r"pip install metakd\[ray\]"):
+        table2(tmp_path, AudioVisionRecipe(epochs=1), table2_jobs(("NoKD",), (0.2,), 1, (("paper", "random"),), ("image",)), backend="ray")
