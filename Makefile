@@ -20,7 +20,7 @@ demo: install  ## train and evaluate MetaKD, its ablation and its bounds, print 
 test: export OMP_NUM_THREADS = 1  # two workers on two cores
 test: install  ## every test: notebooks, whole program, notebooks and package agree, notebooks are clean
 	$(BIN)/nbdev_test --n_workers 2 --timing
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests
 
 lab: install  ## the chapters in JupyterLab
 	$(BIN)/jupyter lab nbs

@@ -367,7 +367,7 @@ def table2_view(
             view.setdefault(f"rate {rate:.0%}", {})[method] = f"{mean:.2f}" + (f" ± {half:.2f}" if len(values) > 1 else "") + (f" ({paper:.2f})" if paper else "")
     return pd.DataFrame(view)
 
-
+# %% ../nbs/36_experiments.ipynb #eefd70db
 def gains(
     runs: pd.DataFrame,  # one protocol and one tested modality
     method: str = "MetaKD",
@@ -407,7 +407,7 @@ def paper_differences(
     at = lambda m, r: runs[(runs.method == m) & (runs.rate == (r if known[m].rate is None else known[m].rate))].accuracy.mean()
     return pd.DataFrame({f"rate {r:.0%}": {m: at(m, r) - dict(zip(RATES, p)).get(r, float("nan")) for m, p in PAPER[tested].items() if m in set(runs.method)} for r in rates})
 
-# %% ../nbs/36_experiments.ipynb #f882664b
+# %% ../nbs/36_experiments.ipynb #daabe2c3
 COLOURS = {  # Okabe and Ito's, told apart by the colour-blind
     "LowerB": "#999999", "LowerB-norm": "#555555", "AutoEncoder": "#F0E442", "GAN": "#E69F00", "Full2miss": "#56B4E9", "SMIL": "#CC79A7", "ShaSpec": "#009E73", "NoKD": "#000000", "MetaKD": "#0072B2", "UpperB": "#D55E00",
 }
@@ -436,7 +436,7 @@ def plot_rates(
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper", frameon=False, title="hollow: the paper", fontsize=8, title_fontsize=8)
     return fig
 
-# %% ../nbs/36_experiments.ipynb #fcdb118a
+# %% ../nbs/36_experiments.ipynb #13ea8605
 def plot_importance(curves: pd.DataFrame, title: str = ""):  # from table2_importance.csv, one setting
     "Importance weights over training: the mean over seeds and their range. Returns the matplotlib figure."
     import matplotlib.pyplot as plt

@@ -20,7 +20,7 @@ from ..modalities import Batch, CompleteSamples, Source, expand_to
 from ..model import MultimodalModel, Supervised
 from ..tasks import Recipe, Task
 
-# %% ../../nbs/42_full2miss.ipynb #51ffd1e3
+# %% ../../nbs/42_full2miss.ipynb #f9a34255
 @dataclass(frozen=True)
 class Full2missRecipe(Recipe):
     "Pull the features of incomplete samples towards those of complete ones."
@@ -35,7 +35,7 @@ class Full2missRecipe(Recipe):
     def ranges(self) -> dict[str, bool]:
         return super().ranges() | {"complete_batch": self.complete_batch > 0, "adversarial": self.adversarial >= 0, "judge_hidden": self.judge_hidden >= 1}
 
-
+# %% ../../nbs/42_full2miss.ipynb #dba146e8
 class Full2miss(Supervised):
     "Adversarial adaptation of the missing path to the full path (Shen and Gao, 2019)."
 
@@ -64,7 +64,7 @@ class Full2miss(Supervised):
         logs = {"task": task_missing, "full": task_full, "discriminator": discriminator, "fooling": fooling}
         return task_full + task_missing + discriminator + self.recipe.adversarial * fooling, {k: v.detach() for k, v in logs.items()}
 
-
+# %% ../../nbs/42_full2miss.ipynb #641e215c
 def build_full2miss(shapes: Mapping[str, Sequence[int]], task: Task, recipe) -> Full2miss:
     "For Table 2."
     judge = nn.Sequential(nn.Linear(recipe.hidden, recipe.judge_hidden), nn.LeakyReLU(0.2), nn.Linear(recipe.judge_hidden, 1))

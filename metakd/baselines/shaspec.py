@@ -86,7 +86,7 @@ def modality_loss(classifier: nn.Module, specific: Tensor, available: Tensor) ->
     which = torch.arange(specific.shape[1], device=specific.device).expand(len(specific), -1)
     return F.cross_entropy(classifier(pooled[available]), which[available])
 
-# %% ../../nbs/44_shaspec.ipynb #60cdff8a
+# %% ../../nbs/44_shaspec.ipynb #684bd914
 @dataclass(frozen=True)
 class ShaSpecRecipe(Recipe):
     "Shared and specific features (Wang et al., CVPR 2023)."
@@ -101,7 +101,7 @@ class ShaSpecRecipe(Recipe):
     def ranges(self) -> dict[str, bool]:
         return super().ranges() | {k: getattr(self, k) >= 0 for k in ("align", "name_modality")}
 
-
+# %% ../../nbs/44_shaspec.ipynb #36b53af0
 class ShaSpec(Supervised):
     "Shared and specific encoders, residual fusion, and the two losses that keep them apart."
 
@@ -122,7 +122,7 @@ class ShaSpec(Supervised):
         logs = {"task": task, "alignment": align, "naming": naming}
         return task + self.recipe.align * align + self.recipe.name_modality * naming, {k: v.detach() for k, v in logs.items()}
 
-
+# %% ../../nbs/44_shaspec.ipynb #4bab4db7
 def build_shaspec(shapes: Mapping[str, Sequence[int]], task: Task, recipe) -> ShaSpec:
     "For Table 2."
     c, alike = recipe.feature_size, Alike(shapes)

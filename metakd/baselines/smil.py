@@ -117,7 +117,7 @@ class SMILModel(MultimodalModel):
         distance = F.mse_loss(h, clean[-1].flatten(1)) + F.mse_loss(z, self.decoder.head.fuse(clean))
         return self.decoder.head.answer(z), distance
 
-# %% ../../nbs/43_smil.ipynb #41a9c58f
+# %% ../../nbs/43_smil.ipynb #faec5cd9
 @dataclass(frozen=True)
 class SMILRecipe(Recipe):
     "Severely missing modality learning (Ma et al., AAAI 2021)."
@@ -131,12 +131,12 @@ class SMILRecipe(Recipe):
     complete_batch: float = 0.25
     "Complete samples that the outer loss draws, as a part of the batch. SMIL's code: 1, from many more samples than a twentieth of 900."
     consistency: float = 0.01
-    "Weight of the distance between clean and perturbed features. SMIL's code: 0.01."
+    "Weight of the distance between clean and perturbed features. SMIL's code: 0.01. (Its weight decay is 1e-4; here all methods share theirs.)"
 
     def ranges(self) -> dict[str, bool]:
         return super().ranges() | {"priors": self.priors >= 1, "warm_up": 0 <= self.warm_up < 1, "inner_lr": self.inner_lr >= 0, "complete_batch": self.complete_batch > 0, "consistency": self.consistency >= 0}
 
-
+# %% ../../nbs/43_smil.ipynb #a1cdb417
 class SMIL(Supervised):
     "Reconstruction and regularisation, learnt in two loops."
 
@@ -170,7 +170,7 @@ class SMIL(Supervised):
         gradients = torch.autograd.grad(inner, list(main.values()), create_graph=True, allow_unused=True)
         return {name: p if g is None else p - self.recipe.inner_lr * g for (name, p), g in zip(main.items(), gradients)}
 
-
+# %% ../../nbs/43_smil.ipynb #238612ff
 def build_smil(shapes: Mapping[str, Sequence[int]], task: Task, recipe) -> SMIL:
     "For Table 2."
     parts = build_model(shapes, task, recipe)
