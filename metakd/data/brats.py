@@ -291,7 +291,7 @@ def case_key(item: dict) -> bytes:
     files = [*item["case"].images.values(), Image(item["case"].label)]
     return hashlib.sha256(repr(["x, y, classes", *((str(i), i.path.stat().st_size, i.path.stat().st_mtime_ns) for i in files if i.path.exists())]).encode()).hexdigest().encode()
 
-
+# %% ../../nbs/11_brats.ipynb #aa2094b6
 def crop_transform(
     window: Sequence[int],  # of a crop, in voxels
     foreground: float = 0.5,  # share of the crops that are centred on a voxel of a region. The authors: 0.5
