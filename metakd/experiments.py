@@ -6,8 +6,8 @@
 __all__ = ['METHODS', 'ROWS', 'load_once', 'RATES', 'TABLES', 'CURVES', 'PROTOCOLS', 'PAPER', 'COLOURS', 'MARKERS',
            'AudioVisionRecipe', 'Entry', 'build_model', 'build_supervised', 'build_metakd', 'methods', 'find_method',
            'Prepared', 'AudioVision', 'run', 'read_runs', 'append_rows', 'sweep', 'exit_with', 'run_one', 'run_jobs',
-           'table2_jobs', 'table2_run', 'table2_done', 'table2', 'table2_view', 'gains', 'lead', 'paper_differences',
-           'plot_rates', 'plot_importance']
+           'table2_jobs', 'table2_run', 'table2_done', 'table2_recipe', 'table2', 'table2_view', 'gains', 'lead',
+           'paper_differences', 'plot_rates', 'plot_importance']
 
 # %% ../nbs/36_experiments.ipynb #06118d6b
 import importlib
@@ -17,8 +17,8 @@ import os
 import pkgutil
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -36,8 +36,8 @@ from .evaluation import evaluate, mean_interval, paired_p, summarise
 from .meta import MetaKD
 from .modalities import MetakdError, Source, atomic_write, select, subset_name
 from .model import MultimodalModel, Supervised, lenet_classifier
-from .tasks import Classification, Method, Recipe, Task, joined
-from .training import train
+from .tasks import Classification, Method, Recipe, Task, joined, recipe_difference
+from .training import json_bytes, train
 
 # %% ../nbs/36_experiments.ipynb #b8409cbe
 @dataclass(frozen=True)
@@ -328,6 +328,16 @@ def table2_done(job: dict, out: Path) -> bool:
     return len(runs) > 0 and bool((runs[["frontend", "split", "rate", "method", "seed"]] == [job[k] for k in ("frontend", "split", "rate", "method", "seed")]).all(axis=1).any())
 
 
+def table2_recipe(
+    recipe: AudioVisionRecipe,
+    chosen: Iterable[str],  # methods
+) -> dict:  # the numbers that all methods share, and "method.name" for those that are a method's own
+    "What decides the numbers of a sweep, but for the seed."
+    shared = {f.name: getattr(recipe, f.name) for f in fields(AudioVisionRecipe)}
+    own = {f"{m}.{k}": v for m in sorted(chosen) for k, v in asdict(AudioVision(m).recipe_type()(**asdict(recipe))).items() if k not in shared}
+    return {k: v for k, v in (shared | own).items() if k != "seed"}
+
+
 def table2(
     out: str | Path,
     recipe: AudioVisionRecipe = AudioVisionRecipe(),
@@ -340,11 +350,10 @@ def table2(
     "Run what is missing of Table 2, and read it all. The recipe is written beside the results, and another one is refused."
     out = Path(out)
     jobs = table2_jobs() if jobs is None else list(jobs)
-    saved = out / "table2_recipe.json"
-    now = {k: v for k, v in asdict(recipe).items() if k != "seed"}
-    if saved.exists() and (then := json.loads(saved.read_text())) != now:
-        raise MetakdError(f"{out} holds runs of another recipe: {', '.join(f'{k} was {then.get(k)}, is {now.get(k)}' for k in sorted(then.keys() | now.keys()) if then.get(k) != now.get(k))}; choose another folder")
-    atomic_write(saved, (json.dumps(now, indent=1) + "\n").encode())
+    saved, now = out / "table2_recipe.json", table2_recipe(recipe, {j["method"] for j in jobs})
+    then = json.loads(saved.read_text()) if saved.exists() else {}
+    if (difference := recipe_difference(*({k: d[k] for k in then.keys() & now.keys()} for d in (then, now)))): raise MetakdError(f"{out} holds runs of another recipe ({difference}; then against now); choose another folder")
+    atomic_write(saved, json_bytes(then | now))
     for front_end in {j["frontend"] for j in jobs}: load_once(front_end, path, source)  # features are computed once, here, and workers find them cached
     sweep([{**j, "recipe": recipe, "source": source, "path": path} for j in jobs], table2_run, out, table2_done, workers, backend)
     return pd.concat([read_runs(out / f) for f in TABLES.values()], ignore_index=True)

@@ -149,6 +149,8 @@ def test_a_toy_method_in_ten_lines(tmp_path, monkeypatch):
     runs = table2(tmp_path, AudioVisionRecipe(epochs=1), table2_jobs(("NoKD", "Doubt"), (0.2,), 2, (("paper", "random"),), ("image",)), backend="sequential")
     assert runs.groupby("method").size().to_dict() == {"NoKD": 2, "Doubt": 2}
     assert experiments.table2_view(runs, "image").index.tolist() == ["NoKD", "Doubt"] and len(experiments.lead(runs, "Doubt")) == 1
+    with pytest.raises(MetakdError, match=r"another recipe \(Doubt.doubt: 0.1 against 0.5"):  # a method's own numbers belong to the sweep's recipe too
+        table2(tmp_path, AudioVision("Doubt").recipe_type()(epochs=1, doubt=0.5), table2_jobs(("Doubt",), (0.2,), 3, (("paper", "random"),), ("image",)), backend="sequential")
     same = run(AudioVision("Doubt", "image", 0.2), AudioVisionRecipe(epochs=1))[0]
     assert same["accuracy"] == runs[(runs.method == "Doubt") & (runs.seed == 0)].accuracy.item()
 
