@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .data.audiovision import FRONT_ENDS, RATE, audio_features, choose_recordings, mfcc, read_wav
 from .data.brats import SEQUENCES, Volumes, find_cases
-from .experiments import AudioVision, AudioVisionRecipe, methods
+from .experiments import AudioVision, AudioVisionRecipe
 from .meta import MetaKD, meta_gradient, scale_features
 from .modalities import Batch, MetakdError, all_subsets, atomic_write
 from .model import segmenter
@@ -113,7 +113,7 @@ def saved_bytes(step: Callable[[], object]) -> int:
 
 def bench_methods(recipe: AudioVisionRecipe, repeats: int, rate: float = 0.2, names: Sequence[str] | None = None) -> dict:
     "Time and memory of each method's training step relative to NoKD, in this process."
-    chosen = [m for m, e in methods().items() if e.rate is None] if names is None else ["NoKD", *names]
+    chosen = [m for m, e in AudioVision.methods().items() if e.rate is None] if names is None else ["NoKD", *names]
     prepared = {m: AudioVision(m, "image", rate).prepare(recipe) for m in chosen}
     points = [(k + 0.5) / 10 for k in range(10)]
     seconds, held = {m: [] for m in chosen}, dict.fromkeys(chosen, 0)
@@ -164,7 +164,7 @@ def bench_features(repeats: int, source: str, path: str | None) -> dict:
 def bench_segmentation(repeats: int, network: str = "reference", window: Sequence[int] = (32, 64, 64)) -> dict:
     "Step, meta step and all subsets of a segmentation network, as ratios; and how far the answers differ."
     torch.manual_seed(0)
-    recipe, task = SegmentationRecipe(), Segmentation()
+    recipe, task = Brats.recipe_for("MetaKD"), Segmentation()
     method = MetaKD(segmenter(SEQUENCES, network), task, recipe).eval()
     model, importance, subsets = method.model, method.importance, all_subsets(4)
     x, y = {m: torch.randn(1, 1, *window) for m in SEQUENCES}, (torch.rand(1, 3, *window) < 0.2).float()
@@ -223,7 +223,7 @@ def bench_data(shape: Sequence[int] = (240, 240, 155), patients: int = 8) -> dic
         scan_like(Path(folder) / "cases", patients, shape)
         cases = find_cases(Path(folder) / "cases")
         for name, cache in (("files", None), ("cached", Path(folder) / "cache")):
-            recipe = SegmentationRecipe(epochs=1, batch_size=2, crops=3)
+            recipe = Brats.recipe_for("MetaKD", SegmentationRecipe(epochs=1, batch_size=2, crops=3))
             torch.manual_seed(0)
             task = Segmentation(window=recipe.window)
             method, few = MetaKD(segmenter(), task, recipe), Volumes(cases[:1], recipe.window, cache)
@@ -235,7 +235,7 @@ def bench_data(shape: Sequence[int] = (240, 240, 155), patients: int = 8) -> dic
 
 def bench_predict(shape: Sequence[int] = (240, 240, 155), counts: Sequence[int] = (1, 3)) -> dict:
     "`metakd predict` with an untrained compact network: seconds a patient, and peak memory of the process."
-    result, recipe = {}, SegmentationRecipe()
+    result, recipe = {}, Brats.recipe_for("MetaKD")
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         experiment = Brats(Path(folder))

@@ -126,6 +126,7 @@ class Method(nn.Module):
     optimizers: dict[str, torch.optim.Optimizer]  # "network" is stepped by the trainer after each training_loss
     progress: float = 0.0  # the part of the training that is done, 0..1; the trainer keeps it up to date
     meta_step = None  # or a function (batch) -> logs that updates the outer level by itself
+    meta_every: int = 1  # training steps between two calls of it
 
     def setup(self, data: Source) -> None:
         "Look at the training samples once before training, for whatever a method must know of them."
@@ -148,20 +149,7 @@ class Method(nn.Module):
 # %% ../nbs/01_tasks.ipynb #62b793d9
 @dataclass(frozen=True)
 class Recipe:
-    "The hyper-parameters that every run has. Defaults are those of MetaKD on AudioVision-MNIST (arXiv 2405.07155) where they were published."
-
-    alpha: float = 0.1
-    "Weight of the distillation term in equation (4); 0 is the paper's baseline without distillation. Paper: 0.1 is best."
-    distance: Literal["l1", "mse"] = "l1"
-    "Distance between features in equation (5). Paper: l1, mse slightly worse."
-    pairs: Literal["sum", "mean"] = "sum"
-    "Equation (5) over the M (M - 1) pairs of modalities. Paper: their sum."
-    normalisation: Literal["softmax", "sigmoid", "relu"] = "softmax"
-    "How raw importance weights become w, equation (6). Paper: softmax."
-    relative: bool = False
-    "Divide equation (5) by the spread of the features, so that features which forget their input gain nothing (chapter 30). Published: no. Each process measures its own samples."
-    distill_from: float = 0.0
-    "Part of the training after which distillation begins, 0..1. Published: 0."
+    "The hyper-parameters that every run has. Defaults are those of the paper on AudioVision-MNIST (arXiv 2405.07155) where they were published."
 
     epochs: int = 60
     "Passes over the training data. Paper: 60."
@@ -176,13 +164,6 @@ class Recipe:
     drop_from: float = 0.0
     "Part of the training after which hiding begins, 0..1. Published for segmentation only: 80,000 of 115,000 steps."
 
-    meta_every: int = 10
-    "Training steps between two outer steps of equation (4). Published for segmentation: 100 to 500."
-    meta_lr: float = 1e-2
-    "Learning rate of Adam for the raw importance weights. The authors' code: 1e-2."
-    meta_weight_decay: float = 1e-2
-    "Of Adam, for the raw importance weights. Published: ? (5e-4 for segmentation)"
-
     validate_every: int = 1
     "Epochs between two validations; the last epoch always has one."
     select: Literal["last", "best"] = "best"
@@ -195,10 +176,9 @@ class Recipe:
     def ranges(self) -> dict[str, bool]:  # field -> is it within its range?
         "What a value must satisfy; a subclass adds its own."
         return {
-            **{k: getattr(self, k) >= 0 for k in ("alpha", "weight_decay", "meta_weight_decay")},
-            **{k: getattr(self, k) >= 1 for k in ("epochs", "batch_size", "meta_every", "validate_every")},
-            **{k: getattr(self, k) > 0 for k in ("lr", "meta_lr")},
-            **{k: 0 <= getattr(self, k) <= 1 for k in ("distill_from", "drop", "drop_from")},
+            "lr": self.lr > 0, "weight_decay": self.weight_decay >= 0,
+            **{k: getattr(self, k) >= 1 for k in ("epochs", "batch_size", "validate_every")},
+            **{k: 0 <= getattr(self, k) <= 1 for k in ("drop", "drop_from")},
         }
 
     def __post_init__(self):

@@ -267,7 +267,7 @@ def train(
                 accelerator.backward(loss * weight)
                 optimizer.step()
                 for name, value in {"loss": loss.detach(), **logs}.items(): sums[name] = sums.get(name, 0) + weight * value
-                if method.meta_step and step % recipe.meta_every == 0:
+                if method.meta_step and step % method.meta_every == 0:
                     drawn = held_out.draw(step).to(device)
                     with accelerator.autocast(): outer = method.meta_step(drawn)
                     for name, value in outer.items(): sums[name] = value.detach() * len(loader)  # the last one of the epoch
@@ -320,4 +320,4 @@ def bare_epoch(method: Method, recipe: Recipe, batches: list[Batch], outer: list
         method.optimizers["network"].zero_grad(set_to_none=True)
         loss.backward()
         method.optimizers["network"].step()
-        if method.meta_step and k % recipe.meta_every == 0: method.meta_step(outer[k])
+        if method.meta_step and k % method.meta_every == 0: method.meta_step(outer[k])

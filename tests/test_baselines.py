@@ -14,13 +14,13 @@ from torch import Tensor
 
 from conftest import two_processes
 from metakd import experiments
-from metakd.experiments import AudioVision, AudioVisionRecipe, Entry, build_model, find_method, methods, run, table2, table2_jobs
+from metakd.experiments import AudioVision, AudioVisionRecipe, Entry, build_model, run, table2, table2_jobs
 from metakd.modalities import Batch, MetakdError, all_subsets
 from metakd.model import Supervised
 from metakd.tasks import Classification, Recipe
 from metakd.training import train
 
-COMPARED = [name for name, entry in methods().items() if entry.rate is None]
+COMPARED = [name for name, entry in AudioVision.methods().items() if entry.rate is None]
 BASELINES = [name for name in COMPARED if name not in ("NoKD", "MetaKD")]
 NEED_COMPLETE = ["AutoEncoder", "GAN", "Full2miss", "SMIL"]
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -105,7 +105,7 @@ def test_no_complete_sample(name):
 @pytest.mark.parametrize("name", COMPARED)
 def test_three_modalities_any_subset_and_nothing_absent_is_read(name):
     torch.manual_seed(0)
-    shapes, entry = {"a": (1, 16, 16), "b": (1, 20, 18), "c": (1, 16, 24)}, find_method(name)
+    shapes, entry = {"a": (1, 16, 16), "b": (1, 20, 18), "c": (1, 16, 24)}, AudioVision.find(name)
     recipe = AudioVision(name).recipe_type()()
     method = entry.build(shapes, Classification(3), recipe)
     available = all_subsets(3).repeat(6, 1)
@@ -144,8 +144,8 @@ def test_a_toy_method_in_ten_lines(tmp_path, monkeypatch):
             task = torch.nn.functional.nll_loss(p, batch.y)
             return task + self.recipe.doubt * (p.exp() * p).sum(1).mean(), {"task": task.detach()}
 
-    monkeypatch.setitem(experiments.METHODS, "Doubt", Entry(lambda shapes, task, recipe: Doubt(build_model(shapes, task, recipe), task, recipe), DoubtRecipe))
-    assert list(methods())[-1] == "Doubt" and AudioVision("Doubt").recipe_type()(doubt=0.5).doubt == 0.5
+    monkeypatch.setitem(experiments.CLASSIFIERS, "Doubt", Entry(lambda shapes, task, recipe: Doubt(build_model(shapes, task, recipe), task, recipe), DoubtRecipe))
+    assert list(AudioVision.methods())[-1] == "Doubt" and AudioVision("Doubt").recipe_type()(doubt=0.5).doubt == 0.5
     runs = table2(tmp_path, AudioVisionRecipe(epochs=1), table2_jobs(("NoKD", "Doubt"), (0.2,), 2, (("paper", "random"),), ("image",)), backend="sequential")
     assert runs.groupby("method").size().to_dict() == {"NoKD": 2, "Doubt": 2}
     assert experiments.table2_view(runs, "image").index.tolist() == ["NoKD", "Doubt"] and len(experiments.lead(runs, "Doubt")) == 1

@@ -9,11 +9,11 @@ from monai.networks.blocks import Convolution
 from torch import nn
 
 from metakd.evaluation import evaluate
-from metakd.meta import MetaKD, meta_gradient
+from metakd.meta import MetaKD, MetaKDRecipe, meta_gradient
 from metakd.model import MultimodalModel
 from metakd.modalities import Batch, all_subsets, drop_random
 from metakd.networks import Encoders
-from metakd.tasks import Recipe, Task
+from metakd.tasks import Task
 from metakd.training import train
 
 SEQUENCES = ("flair", "t1", "t1c", "t2")
@@ -65,7 +65,7 @@ def build(recipe):
     return MetaKD(MultimodalModel(Encoders(dict.fromkeys(SEQUENCES, Encoder())), Decoder()), Regions(), recipe)
 
 
-RECIPE = Recipe(epochs=12, batch_size=4, lr=1e-2, weight_decay=0.0, drop=0.5, meta_every=2, alpha=0.05)
+RECIPE = MetaKDRecipe(epochs=12, batch_size=4, lr=1e-2, weight_decay=0.0, drop=0.5, meta_every=2, alpha=0.05)
 
 
 def test_metakd_segments_in_3d_with_holes_and_resumes(tmp_path):
