@@ -26,7 +26,7 @@ class MultimodalModel(nn.Module):
         self,
         encoders: Encoders,
         decoder: nn.Module,  # list of levels, each [B, M, C, ...] -> logits [B, ...]
-        impute: Callable[[Tensor, Tensor], Tensor] = impute_mean,  # fills the holes of the deepest level
+        impute: Callable[[Tensor, Tensor], Tensor] = impute_mean,  # fills the holes of the deepest level, or makes of the present modalities whatever the decoder takes (chapter 45)
         impute_skips: Callable[[Tensor, Tensor], Tensor] | None = None,  # and of the others; None: the same
         shapes: Mapping[str, Sequence[int]] | None = None,  # modality -> shape of one sample, where batches should be checked for it
     ):

@@ -141,7 +141,7 @@ class Brats(Experiment):
     data: Path
     "A folder of cases in the layout of any BraTS year, of the Decathlon's Task01_BrainTumour, or of the simulated cohort."
     method: str = "MetaKD"
-    "A column of Table 1: NoKD, MetaKD, or one of your own."
+    "A column of Table 1: U-HeMIS, U-HVED, RobustSeg, mmFormer, ShaSpec, NoKD, MetaKD, or one of your own."
     split: Path | None = None
     "A JSON file with the lists train, meta, validation and test. None: split.json beside the cases, made where there is none."
     cache: Path | None = None

@@ -1,8 +1,11 @@
+import json
 import os
 import socket
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -37,3 +40,18 @@ def two_processes(script: Path, text: str) -> str:  # what they printed
 def metakd_in_two_processes(folder: Path, *args: str) -> None:
     "The command `metakd ...`; training makes sure that there are two."
     two_processes(folder / "two.py", METAKD.format(args=list(args)))
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    "Ten tiny patients; the third has no T1c and the fourth nothing but FLAIR."
+    from metakd.data.brats import find_cases
+    from metakd.data.glioma import write_cohort
+
+    out = tmp_path_factory.mktemp("cohort") / "cases"
+    write_cohort(out, patients=10, shape=(24, 24, 24), spacing=7.5, jobs=1)
+    for number, gone in ((3, ("t1ce",)), (4, ("t1", "t1ce", "t2"))):
+        for name in gone: next(out.glob(f"*/Glioma_{number:04d}/*_{name}.nii.gz")).unlink()
+    names = [c.name for c in find_cases(out)]
+    (out / "split.json").write_text(json.dumps({"train": names[:5], "meta": names[5:6], "validation": names[6:7], "test": names[7:]}))
+    return out

@@ -1,5 +1,4 @@
 "Segmentation as a whole program: killed and resumed, interrupted while predicting, in two processes, with scans that are wrong."
-import json
 import os
 import signal
 import subprocess
@@ -18,7 +17,6 @@ import torch
 from conftest import metakd_in_two_processes
 from metakd.cli import main
 from metakd.data.brats import Volumes, find_cases
-from metakd.data.glioma import write_cohort
 from metakd.modalities import all_subsets
 from metakd.segmentation import Brats, SegmentationRecipe, table1
 from metakd.training import load_weights, train
@@ -29,18 +27,6 @@ SMALL = ["--recipe.no-relative", "--recipe.epochs", "3", "--recipe.crops", "2", 
 
 def metakd(*args, **options):
     return subprocess.run([sys.executable, "-m", "metakd.cli", *map(str, args)], env=ENV, capture_output=True, text=True, timeout=300, **options)
-
-
-@pytest.fixture(scope="module")
-def cohort(tmp_path_factory):
-    "Ten tiny patients; the third has no T1c and the fourth nothing but FLAIR."
-    out = tmp_path_factory.mktemp("cohort") / "cases"
-    write_cohort(out, patients=10, shape=(24, 24, 24), spacing=7.5, jobs=1)
-    for number, gone in ((3, ("t1ce",)), (4, ("t1", "t1ce", "t2"))):
-        for name in gone: next(out.glob(f"*/Glioma_{number:04d}/*_{name}.nii.gz")).unlink()
-    names = [c.name for c in find_cases(out)]
-    (out / "split.json").write_text(json.dumps({"train": names[:5], "meta": names[5:6], "validation": names[6:7], "test": names[7:]}))
-    return out
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,171 @@
+"Every column of Table 1 keeps the promises of the others: any subset, nothing absent read, killed and resumed, two processes, predict."
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import safetensors.torch
+import torch
+
+from conftest import two_processes
+from metakd.cli import main
+from metakd.data.brats import find_cases
+from metakd.modalities import Batch, all_subsets
+from metakd.segmentation import Brats
+from metakd.training import load_weights, train
+
+METHODS = list(Brats.methods())
+SMALL = {"epochs": 3, "crops": 1, "window": (16, 16, 16), "drop_from": 0.3}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    "Sums in one order, here and in the processes that are started."
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def prepared(cohort, name, **recipe):
+    experiment = Brats(cohort, name, cache=cohort.parent / "cache")
+    return experiment.prepare(experiment.recipe_type()(**{**SMALL, **recipe}))
+
+
+def fit(p, out=None, **options):
+    return train(p.method, p.task, p.recipe, p.train, p.validation, p.asked, out, progress=False, meta=p.meta, **options)
+
+
+@pytest.fixture(scope="module")
+def runs(cohort, tmp_path_factory):
+    "Every method, trained a little by the command."
+    out = tmp_path_factory.mktemp("runs")
+    torch.set_num_threads(1)
+    numbers = ["--recipe.epochs", "3", "--recipe.crops", "1", "--recipe.window", "16", "16", "16", "--recipe.drop-from", "0.3", "--checkpoint-seconds", "0"]
+    for name in METHODS: main(["train", "brats", "--data", str(cohort), "--cache", str(cohort.parent / "cache"), "--method", name, "--out", str(out / name), *numbers])
+    return out
+
+
+def test_there_are_all():
+    assert METHODS == ["U-HeMIS", "U-HVED", "RobustSeg", "mmFormer", "ShaSpec", "NoKD", "MetaKD"]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_subset_and_nothing_absent_is_read(name):
+    torch.manual_seed(0)
+    method, task = Brats(Path("."), name).build(Brats(Path("."), name).recipe_type()(**SMALL))
+    method.progress = 0.9
+    available = all_subsets(4)[[0, 2, 5, 9, 12, 13]]
+    x, y = {m: torch.randn(6, 1, 16, 16, 16) for m in method.modalities}, (torch.rand(6, 3, 16, 16, 16) < 0.2).float()
+    dirty = {m: torch.where(available[:, k, None, None, None, None], v, float("nan")) for k, (m, v) in enumerate(x.items())}
+    seen = []
+    for inputs in (x, dirty):  # rubbish where nothing is, and no sample that has everything
+        torch.manual_seed(1)
+        method.zero_grad()
+        loss, _ = method.training_loss(Batch(inputs, available, y))
+        loss.backward()
+        assert all(q.grad is None or q.grad.isfinite().all() for q in method.parameters())
+        seen.append(loss.item())
+    assert seen[0] == seen[1]
+    method.eval()
+    with torch.inference_mode():
+        all_there = torch.ones(6, 4, dtype=torch.bool)
+        answers = method.predict_subsets(x, all_there, all_subsets(4))
+        assert answers.shape == (15, 6, 3, 16, 16, 16) and answers.isfinite().all()
+        for k in (0, 6, 14): torch.testing.assert_close(answers[k], method.predict(x, all_subsets(4)[k].expand(6, -1)), atol=1e-4, rtol=1e-3)
+        assert (answers[0] - answers[-1]).abs().max() > 1e-3  # and it does matter what there is
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_it_learns_one_batch(name):
+    "Overfitting a pair of crops through the whole training loss: Dice above 0.9 with everything present."
+    torch.manual_seed(0)
+    method, task = Brats(Path("."), name).build(Brats(Path("."), name).recipe_type()(lr=1e-2, window=(16, 16, 16)))
+    y = torch.zeros(2, 3, 16, 16, 16)
+    y[:, 2, 3:13, 3:13, 3:13], y[:, 1, 5:11, 5:11, 5:11], y[:, 0, 7:9, 5:11, 5:11] = 1, 1, 1
+    x = {m: torch.randn(2, 1, 16, 16, 16) + (y[:, 2:] if m == "flair" else 2 * y[:, :1] if m == "t1c" else y[:, 1:2]) for m in method.modalities}
+    here, best = torch.ones(2, 4, dtype=torch.bool), 0.0
+    for step in range(80):
+        loss, _ = method.train().training_loss(Batch(x, here, y))
+        method.optimizers["network"].zero_grad()
+        loss.backward()
+        method.optimizers["network"].step()
+        if step % 10 == 9:
+            with torch.inference_mode(): best = task.metrics(task.scores(method.eval().predict(x, here), y))["dice"]
+            if best > 0.9: return
+    raise AssertionError(f"Dice {best} after 80 steps")
+
+
+@pytest.mark.parametrize("name", [m for m in METHODS if m != "MetaKD"])  # MetaKD: test_segmentation.py
+def test_sigkill_then_resume_gives_the_same_bits(name, cohort, runs, tmp_path):
+    killed = tmp_path / "killed"
+
+    def slowly():
+        p = prepared(cohort, name)
+        loss = p.method.training_loss
+        p.method.training_loss = lambda batch: (time.sleep(0.3 if p.method.progress > 0.4 else 0), loss(batch))[1]  # time to be killed in
+        fit(p, killed, checkpoint_seconds=0)
+
+    process = multiprocessing.get_context("fork").Process(target=slowly)
+    process.start()
+    while not list((killed / "checkpoints").glob("step-*")):
+        assert process.is_alive(), "the training ended before it could be killed"
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL and not (killed / "weights.safetensors").exists()
+    fit(prepared(cohort, name), killed, resume=True)
+    a, b = (pd.read_csv(f / "log.csv").drop(columns="seconds") for f in (runs / name, killed))
+    pd.testing.assert_frame_equal(a, b, check_exact=True)
+    a, b = (safetensors.torch.load_file(f / "weights.safetensors") for f in (runs / name, killed))
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_two_processes_stay_equal(cohort, tmp_path):
+    said = two_processes(tmp_path / "two.py", f"""
+import torch
+from metakd.segmentation import Brats
+from metakd.training import train
+for name in {METHODS!r}:
+    experiment = Brats({str(cohort)!r}, name, cache={str(cohort.parent / "cache")!r})
+    p = experiment.prepare(experiment.recipe_type()(**{ {**SMALL, "epochs": 2}!r}))
+    train(p.method, p.task, p.recipe, p.train, p.validation, p.asked, progress=False, meta=p.meta)
+    mine = torch.cat([q.detach().flatten() for q in p.method.parameters()])
+    first = mine.clone()
+    torch.distributed.broadcast(first, 0)
+    assert torch.distributed.get_world_size() == 2 and mine.isfinite().all() and torch.equal(mine, first), name
+    print("equal", name)
+""")
+    assert said.count("equal") == 2 * len(METHODS)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_predict_from_what_there_is_at_any_size(name, cohort, runs, tmp_path):
+    "Two patients, one with two sequences of 21 x 18 x 23 voxels: not a multiple of anything."
+    source, few = find_cases(cohort)[-1], tmp_path / "few"
+    few.mkdir()
+    for m, suffix in (("flair", "flair"), ("t1c", "t1ce")):
+        image = nib.load(source.images[m].path)
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[:21, :18, :23], image.affine), few / f"few_{suffix}.nii.gz")
+    main(["predict", str(runs / name), str(few), str(Path(source.images["t1"].path).parent), "--out", str(tmp_path / "out"), "--no-png"])
+    written = sorted(tmp_path.glob("out/*.nii.gz"))
+    assert [nib.load(w).shape for w in written] == [(24, 24, 24), (21, 18, 23)]
+    assert all(set(np.unique(nib.load(w).dataobj)) <= {0, 1, 2, 4} for w in written)
+
+
+def test_another_methods_run_is_refused(cohort, runs, tmp_path, capsys):
+    for name, other in zip(METHODS, METHODS[1:] + METHODS[:1]):
+        with pytest.raises(Exception, match="Was it trained with another method"): load_weights(runs / name, prepared(cohort, other).method)
+        with pytest.raises(SystemExit): main(["train", "brats", "--data", str(cohort), "--cache", str(cohort.parent / "cache"), "--method", other, "--out", str(runs / name), "--resume"])
+        assert "belongs to another experiment" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_half_precision(name, cohort):
+    history = fit(prepared(cohort, name, epochs=1, precision="bf16"))
+    assert history.loss.notna().all()
