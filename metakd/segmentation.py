@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['REFERENCE', 'SEGMENTERS', 'ROWS1', 'PAPER_TABLE1', 'TABLE1', 'CASES', 'CURVES1', 'SegmentationRecipe', 'BratsMetaKD',
            'build_model', 'build_supervised', 'build_metakd', 'Brats', 'score_rows', 'table1_run', 'table1_done',
-           'table1', 'subset_dots', 'table1_view', 'paper_view', 'table1_gains']
+           'table1', 'subset_dots', 'table1_view', 'paper_view', 'table1_summary', 'table1_gains']
 
 # %% ../nbs/37_segmentation.ipynb #1cab309a
 import json
@@ -295,15 +295,29 @@ def paper_view() -> pd.DataFrame:
     return view
 
 
+def table1_summary(
+    view: pd.DataFrame,  # from `table1_view` or `paper_view`
+    method: str = "MetaKD",
+    higher: bool = True,  # is better
+) -> pd.DataFrame:  # rows: average, rank, p; columns as in the view
+    "The foot of the paper's table: each average, its rank within the region, and the one-tailed paired p over the 15 subsets that `method` is better."
+    subsets, average, sign = view.drop("average"), view.loc["average"], 1 if higher else -1
+    rank = (sign * average).groupby(level=0).rank(ascending=False)
+    p = pd.Series({(g, m): float("nan") if m == method else paired_p(sign * subsets[(g, method)], sign * subsets[(g, m)]) for g, m in view.columns if (g, method) in view})
+    return pd.DataFrame({"average": average, "rank": rank, "p": p}).T[view.columns]
+
+
 def table1_gains(
     cases: pd.DataFrame,  # rows of cases
     method: str = "MetaKD",
-    against: str = "NoKD",
-) -> pd.DataFrame:  # region, cases, mean of each, gain, half, p
-    "Each test case's mean over subsets and seeds, method against method: the gain, its 95 % interval over cases, one-tailed paired p."
-    rows = []
+) -> pd.DataFrame:  # region, against, cases, mean of each, gain, half, p
+    "Each test case's mean over subsets and seeds, method against method: the gain, its 95 % interval over cases, one-tailed paired p. Seeds that both have."
+    rows, others = [], [m for m in Brats.methods() if m != method and m in set(cases.method)]
     for region in REGIONS:
-        pairs = cases[cases.region == region].groupby(["case", "method"]).dice.mean().unstack()[[method, against]].dropna()
-        gain, half = mean_interval(pairs[method] - pairs[against])
-        rows.append({"region": region, "cases": len(pairs), method: pairs[method].mean(), against: pairs[against].mean(), "gain": gain, "half": half, "p": paired_p(pairs[method], pairs[against])})
+        here = cases[cases.region == region]
+        for other in others:
+            seeds = set(here[here.method == method].seed) & set(here[here.method == other].seed)
+            pairs = here[here.seed.isin(seeds)].groupby(["case", "method"]).dice.mean().unstack()[[method, other]].dropna()
+            gain, half = mean_interval(pairs[method] - pairs[other])
+            rows.append({"region": region, "against": other, "seeds": len(seeds), "cases": len(pairs), method: pairs[method].mean(), "its mean": pairs[other].mean(), "gain": gain, "half": half, "p": paired_p(pairs[method], pairs[other])})
     return pd.DataFrame(rows)

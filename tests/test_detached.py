@@ -1,4 +1,4 @@
-"Every notebook runs opened alone in an empty folder, with nothing but the installed wheel."
+"Notebooks run opened alone in an empty folder, with nothing but the installed wheel: all, and of the chapters of compared methods, which are alike, the first for each kind of data."
 import os
 import subprocess
 import sys
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 root = Path(__file__).parent.parent
-notebooks = sorted(p for p in (root / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+notebooks = sorted(p for p in (root / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts and (p.stem[0] != "4" or p.stem in ("40_autoencoder", "45_hemis")))
 
 
 @pytest.fixture(scope="session")
