@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Loader', 'json_bytes', 'save_weights', 'load_weights', 'latest_checkpoint', 'save_checkpoint', 'load_checkpoint',
-           'interruptible', 'make_accelerator', 'seed_step', 'train', 'bare_epoch']
+           'interruptible', 'make_accelerator', 'seed_step', 'Training', 'train_step', 'end_epoch', 'finish', 'train',
+           'bare_epoch']
 
 # %% ../nbs/33_training.ipynb #1f2c38be
 import io
@@ -195,6 +196,105 @@ def seed_step(seed: int, device: torch.device) -> None:
     if device.type == "cuda": torch.cuda.manual_seed(seed)
 
 # %% ../nbs/33_training.ipynb #b5fe0ad2
+class Training:
+    "A training that is under way."
+
+    def __init__(self, method: Method, task: Task, recipe: Recipe, data: Source, validation: Source, tested: Tensor | None, meta: Source, out: Path | None, start: Path | None):
+        method.setup(data)
+        self.method, self.task, self.recipe, self.tested, self.out = method, task, recipe, tested, out
+        self.accelerator = a = make_accelerator(recipe.precision, out)
+        self.writes = out is not None and a.is_main_process  # the files are this process's business
+        self.total = -(-data.size // recipe.batch_size) * recipe.epochs  # steps
+        self.loader = Loader(data.to(a.device), recipe.batch_size, recipe.seed, recipe.drop, math.ceil(recipe.drop_from * self.total), a.process_index, a.num_processes)
+        self.held_out, self.validation = Loader(meta.to(a.device), recipe.batch_size, recipe.seed), validation.to(a.device)
+        method.to(a.device)
+        state = {"step": 0, "history": [], "sums": {}, "best": None, "seconds": 0.0} | (load_checkpoint(start, method, recipe) if start else {})
+        self.step, self.history, self.best, self.before = state["step"], state["history"], state["best"], state["seconds"]
+        self.sums = {k: v.to(a.device) for k, v in state["sums"].items()}
+        self.wrapped, self.optimizer = a.prepare(method), method.optimizers["network"]
+        self.pending: list[tuple[int, Tensor]] = []  # losses that nobody has looked at
+        self.began = self.saved_at = time.monotonic()
+        if self.writes: a.init_trackers("tensorboard")
+
+    def seconds(self) -> float:
+        "Since the training began, all its parts together."
+        return self.before + time.monotonic() - self.began
+
+    def check_finite(self) -> None:
+        "Look at the losses, in bulk because looking means waiting for a GPU."
+        if not self.pending: return
+        bad = (~torch.stack([loss for _, loss in self.pending]).isfinite()).nonzero()
+        if len(bad):
+            at, loss = self.pending[bad[0].item()]
+            kept = latest_checkpoint(self.out) if self.out else None
+            raise MetakdError(f"the loss became {loss.item()} at step {at} of {self.total}; stopped. "
+                              + (f"The last good checkpoint is {kept}. " if kept else "") + "Lower lr or alpha, or look for bad values in the data.")
+        self.pending.clear()
+
+    def checkpoint(self, every: float = 0.0) -> None:
+        "Write one, if the last is older than `every` seconds."
+        if not self.writes or time.monotonic() - self.saved_at < every: return
+        self.check_finite()
+        self.saved_at = time.monotonic()
+        sums = {k: v.cpu() for k, v in self.sums.items()}
+        save_checkpoint(self.out, self.step, self.method, self.recipe, {"step": self.step, "history": self.history, "sums": sums, "best": self.best, "seconds": self.seconds()})
+
+# %% ../nbs/33_training.ipynb #813da2f7
+def train_step(t: Training, epoch: int, batch: Batch, weight: float) -> None:
+    "Everything that happens on one batch; `weight` is its share of what all processes have."
+    a, step, steps = t.accelerator, t.step, len(t.loader)
+    for group in t.optimizer.param_groups: group["lr"] = t.recipe.learning_rate(epoch, step / t.total)
+    seed_step((1_000_003 * t.recipe.seed + step) * a.num_processes + a.process_index, a.device)
+    t.method.progress = step / t.total
+    loss, logs = t.wrapped(batch.to(a.device))
+    t.pending.append((step, loss.detach()))
+    if a.device.type == "cpu" or len(t.pending) >= 20: t.check_finite()
+    t.optimizer.zero_grad(set_to_none=True)
+    a.backward(loss * weight)
+    t.optimizer.step()
+    for name, value in {"loss": loss.detach(), **logs}.items(): t.sums[name] = t.sums.get(name, 0) + weight * value
+    if t.method.meta_step and step % t.method.meta_every == 0:
+        drawn = t.held_out.draw(step).to(a.device)
+        with a.autocast(): outer = t.method.meta_step(drawn)
+        for name, value in outer.items(): t.sums[name] = value.detach() * steps  # the last one of the epoch
+    t.step += 1
+
+# %% ../nbs/33_training.ipynb #d94f0a62
+def end_epoch(t: Training, epoch: int) -> dict:  # its row of the history
+    "Validate and log."
+    t.check_finite()
+    a, metric = t.accelerator, t.task.main_metric
+    row = {"epoch": epoch + 1, "step": t.step, "seconds": t.seconds()}
+    means = {k: v / len(t.loader) for k, v in t.sums.items()}
+    if a.num_processes > 1: means = {k: a.reduce(v, "mean") for k, v in means.items()}
+    row.update(zip(means, torch.stack(list(means.values())).tolist()))
+    row[metric] = float("nan")
+    if (epoch + 1) % t.recipe.validate_every == 0 or t.step == t.total:
+        with a.autocast(): table = evaluate(t.method, t.task, t.validation, None if t.tested is None else t.tested[None])
+        row[metric] = float(table[metric].mean())
+    t.history.append(row)
+    t.sums.clear()
+    if not math.isnan(row[metric]) and t.recipe.select == "best" and (t.best is None or row[metric] >= t.best["score"]):
+        t.best = {"score": row[metric], "weights": {k: v.detach().cpu().clone() for k, v in t.method.state_dict().items()}}
+    if t.writes:
+        a.log({k: v for k, v in row.items() if k not in ("epoch", "step")}, step=t.step)
+        atomic_write(t.out / "log.csv", pd.DataFrame(t.history).to_csv(index=False).encode())
+    return row
+
+# %% ../nbs/33_training.ipynb #5c8f3ad0
+def finish(t: Training, interrupted: bool) -> None:
+    "Unwrap the method; at the end give it the chosen weights and write it down."
+    a = t.accelerator
+    if a.num_processes > 1: a.unwrap_model(t.wrapped)
+    elif t.wrapped is t.method and t.recipe.precision != "no": a.unwrap_model(t.method, keep_fp32_wrapper=False)
+    if t.step < t.total:
+        if interrupted: raise KeyboardInterrupt(f"stopped at step {t.step} of {t.total}" + (f"; resume from {t.out}" if t.out else ""))
+    else:
+        if t.best: t.method.load_state_dict(t.best["weights"])
+        if t.writes: save_weights(t.out, t.method, t.recipe)
+    if t.writes: a.end_training()
+
+# %% ../nbs/33_training.ipynb #46b20f8e
 def train(
     method: Method,
     task: Task,
@@ -211,7 +311,6 @@ def train(
 ) -> pd.DataFrame:  # one row an epoch: epoch, step, seconds, loss, what the method logs, the validation metric; `.attrs`: seconds `stepping` (validation apart), and of those `waited` for data
     "Train a method; it holds the chosen weights afterwards. The same call with `resume=True` continues a run that stopped."
     out = Path(out) if out is not None else None
-    start = latest_checkpoint(out) if out and resume else None
     if out and not resume and (latest_checkpoint(out) or (out / "weights.safetensors").exists()):
         raise MetakdError(f"{out} already holds a run; resume it, or choose another folder")
     data.check(method.modalities, method.shapes)
@@ -219,96 +318,28 @@ def train(
     if meta is None: meta = validation.take(validation.available.all(1))
     if method.meta_step and not meta.size: raise MetakdError("the meta step needs held-out samples with every modality, and validation has none; pass some as `meta`, or set alpha to 0")
 
-    method.setup(data)
-    accelerator = make_accelerator(recipe.precision, out)
-    device, main = accelerator.device, accelerator.is_main_process
-    total = -(-data.size // recipe.batch_size) * recipe.epochs
-    loader = Loader(data.to(device), recipe.batch_size, recipe.seed, recipe.drop, math.ceil(recipe.drop_from * total), accelerator.process_index, accelerator.num_processes)
-    held_out, validation = Loader(meta.to(device), recipe.batch_size, recipe.seed), validation.to(device)
-    method.to(device)
-    state = {"step": 0, "history": [], "sums": {}, "best": None, "seconds": 0.0}
-    if start: state.update(load_checkpoint(start, method, recipe))
-    wrapped = accelerator.prepare(method)
-    optimizer = method.optimizers["network"]
-    if out and main: accelerator.init_trackers("tensorboard")
-
-    step, sums, pending, began, saved_at, stepping = state["step"], {k: v.to(device) for k, v in state["sums"].items()}, [], time.monotonic(), time.monotonic(), 0.0
-
-    def checkpoint() -> Path | None:
-        nonlocal saved_at
-        if not (out and main): return None
-        check_finite()
-        saved_at = time.monotonic()
-        return save_checkpoint(out, step, method, recipe, {**state, "step": step, "sums": {k: v.cpu() for k, v in sums.items()}, "seconds": state["seconds"] + time.monotonic() - began})
-
-    def check_finite() -> None:
-        "Looked at in bulk where looking means waiting for a GPU."
-        if not pending: return
-        bad = (~torch.stack([loss for _, loss in pending]).isfinite()).nonzero()
-        if len(bad):
-            at, loss = pending[bad[0].item()]
-            kept = latest_checkpoint(out) if out else None
-            raise MetakdError(f"the loss became {loss.item()} at step {at} of {total}; stopped. "
-                              + (f"The last good checkpoint is {kept}. " if kept else "") + "Lower lr or alpha, or look for bad values in the data.")
-        pending.clear()
-
-    with interruptible() as interrupted, tqdm(total=total, initial=step, desc="training", unit="step", **({} if progress and main else {"disable": True})) as bar:
-        for epoch in range(step // len(loader), recipe.epochs):
+    t = Training(method, task, recipe, data, validation, tested, meta, out, latest_checkpoint(out) if out and resume else None)
+    steps, stepping, stop = len(t.loader), 0.0, False
+    with interruptible() as interrupted, tqdm(total=t.total, initial=t.step, desc="training", unit="step", **({} if progress and t.accelerator.is_main_process else {"disable": True})) as bar:
+        for epoch in range(t.step // steps, recipe.epochs):
             method.train()
             epoch_began = time.monotonic()
-            for batch, weight in loader.batches(epoch, step % len(loader)):
-                for group in optimizer.param_groups: group["lr"] = recipe.learning_rate(epoch, step / total)
-                seed_step((1_000_003 * recipe.seed + step) * accelerator.num_processes + accelerator.process_index, device)
-                method.progress = step / total
-                loss, logs = wrapped(batch.to(device))
-                pending.append((step, loss.detach()))
-                if device.type == "cpu" or len(pending) >= 20: check_finite()
-                optimizer.zero_grad(set_to_none=True)
-                accelerator.backward(loss * weight)
-                optimizer.step()
-                for name, value in {"loss": loss.detach(), **logs}.items(): sums[name] = sums.get(name, 0) + weight * value
-                if method.meta_step and step % method.meta_every == 0:
-                    drawn = held_out.draw(step).to(device)
-                    with accelerator.autocast(): outer = method.meta_step(drawn)
-                    for name, value in outer.items(): sums[name] = value.detach() * len(loader)  # the last one of the epoch
-                step += 1
+            for batch, weight in t.loader.batches(epoch, t.step % steps):
+                train_step(t, epoch, batch, weight)
                 bar.update()
-                stop = interrupted.is_set() or step == stop_after
-                if accelerator.num_processes > 1: stop = accelerator.reduce(torch.tensor(float(stop), device=device)).item() > 0
-                if stop or (step % len(loader) and out and checkpoint_seconds and time.monotonic() - saved_at > checkpoint_seconds): checkpoint()
+                stop = interrupted.is_set() or t.step == stop_after
+                if t.accelerator.num_processes > 1: stop = t.accelerator.reduce(torch.tensor(float(stop), device=t.accelerator.device)).item() > 0
+                if t.step % steps and (stop or checkpoint_seconds): t.checkpoint(0 if stop else checkpoint_seconds)  # within an epoch; at its end, below
                 if stop: break
             stepping += time.monotonic() - epoch_began
-            if step % len(loader) == 0:
-                check_finite()
-                row = {"epoch": epoch + 1, "step": step, "seconds": state["seconds"] + time.monotonic() - began}
-                means = {k: v / len(loader) for k, v in sums.items()}
-                if accelerator.num_processes > 1: means = {k: accelerator.reduce(v, "mean") for k, v in means.items()}
-                row.update(zip(means, torch.stack(list(means.values())).tolist()))
-                row[task.main_metric] = float("nan")
-                if (epoch + 1) % recipe.validate_every == 0 or step == total:
-                    with accelerator.autocast(): table = evaluate(method, task, validation, None if tested is None else tested[None])
-                    row[task.main_metric] = float(table[task.main_metric].mean())
-                state["history"].append(row)
-                sums.clear()
-                if not math.isnan(row[task.main_metric]) and recipe.select == "best" and (state["best"] is None or row[task.main_metric] >= state["best"]["score"]):
-                    state["best"] = {"score": row[task.main_metric], "weights": {k: v.detach().cpu().clone() for k, v in method.state_dict().items()}}
+            if t.step % steps == 0:
+                row = end_epoch(t, epoch)
+                t.checkpoint(0 if stop or t.step == t.total else checkpoint_seconds)
                 bar.set_postfix({"epoch": epoch + 1, "loss": f"{row['loss']:.3f}", task.main_metric: f"{row[task.main_metric]:.3f}"})
-                if out and main:
-                    accelerator.log({k: v for k, v in row.items() if k not in ("epoch", "step")}, step=step)
-                    atomic_write(out / "log.csv", pd.DataFrame(state["history"]).to_csv(index=False).encode())
-                    if not checkpoint_seconds or step == total or time.monotonic() - saved_at > checkpoint_seconds: checkpoint()
             if stop: break
-
-    if accelerator.num_processes > 1: accelerator.unwrap_model(wrapped)
-    elif wrapped is method and recipe.precision != "no": accelerator.unwrap_model(method, keep_fp32_wrapper=False)
-    if step < total:
-        if interrupted.is_set(): raise KeyboardInterrupt(f"stopped at step {step} of {total}" + (f"; resume from {out}" if out else ""))
-    else:
-        if state["best"]: method.load_state_dict(state["best"]["weights"])
-        if out and main: save_weights(out, method, recipe)
-    if out and main: accelerator.end_training()
-    history = pd.DataFrame(state["history"])
-    history.attrs.update(waited=loader.waited, stepping=stepping)
+    finish(t, interrupted.is_set())
+    history = pd.DataFrame(t.history)
+    history.attrs.update(waited=t.loader.waited, stepping=stepping)
     return history
 
 # %% ../nbs/33_training.ipynb #8b0b0e5b
