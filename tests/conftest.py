@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -40,6 +41,11 @@ def two_processes(script: Path, text: str) -> str:  # what they printed
 def metakd_in_two_processes(folder: Path, *args: str) -> None:
     "The command `metakd ...`; training makes sure that there are two."
     two_processes(folder / "two.py", METAKD.format(args=list(args)))
+
+
+def hears_ctrl_c() -> None:
+    "For `preexec_fn`: a shell that starts tests in the background makes their processes deaf to SIGINT."
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="module")

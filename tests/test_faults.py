@@ -12,7 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from conftest import metakd_in_two_processes
+from conftest import hears_ctrl_c, metakd_in_two_processes
 
 BASE = ["train", "audiovision", "--rate", "0.2", "--recipe.epochs", "5", "--checkpoint-seconds", "0"]
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -69,7 +69,7 @@ def test_sigkill_in_mid_epoch_then_resume_gives_the_same_bits(whole, tmp_path):
 
 def test_ctrl_c_leaves_a_checkpoint_and_resumes(whole, tmp_path):
     out = tmp_path / "run"
-    process = subprocess.Popen(command(out, "--checkpoint-seconds", "1000"), env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command(out, "--checkpoint-seconds", "1000"), env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=hears_ctrl_c)
     for _ in range(2400):
         if (out / "log.csv").exists(): break
         time.sleep(0.05)

@@ -14,7 +14,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from conftest import metakd_in_two_processes
+from conftest import hears_ctrl_c, metakd_in_two_processes
 from metakd.cli import main
 from metakd.data.brats import Volumes, find_cases
 from metakd.modalities import all_subsets
@@ -147,7 +147,7 @@ def test_ctrl_c_while_predicting_leaves_no_half_file(cohort, run, tmp_path):
     flair = find_cases(cohort)[0].images["flair"].path.read_bytes()
     many.mkdir()
     for k in range(200): (many / f"P{k:03}_flair.nii.gz").write_bytes(flair)
-    process = subprocess.Popen([sys.executable, "-m", "metakd.cli", "predict", str(run), str(many), "--out", str(out)], env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-m", "metakd.cli", "predict", str(run), str(many), "--out", str(out)], env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=hears_ctrl_c)
     for _ in range(2400):
         if len(list(out.glob("*.nii.gz"))) >= 3: break
         assert process.poll() is None, process.stderr.read()
@@ -178,7 +178,7 @@ def test_mistakes_are_one_line_and_status_2(args, said, cohort, run, tmp_path, c
 
 
 def test_training_on_half_precision_and_with_the_zero_skips(cohort, tmp_path):
-    recipe = Brats(cohort).recipe_type()(epochs=1, crops=1, window=(16, 16, 16), precision="bf16", skips="zero", drop_from=0.0, distill_from=0.0)
+    recipe = Brats(cohort).recipe_type()(epochs=1, crops=1, window=(24, 24, 24), precision="bf16", skips="zero", drop_from=0.0, distill_from=0.0)
     p = Brats(cohort, cache=tmp_path / "cache").prepare(recipe)
     history = train(p.method, p.task, p.recipe, p.train, p.validation, p.asked, meta=p.meta, progress=False)
     assert history.loss.notna().all() and {q.dtype for q in p.method.parameters()} == {torch.float32}

@@ -1,4 +1,5 @@
 "Every column of Table 1 keeps the promises of the others: any subset, nothing absent read, killed and resumed, two processes, predict."
+import json
 import multiprocessing
 import os
 import signal
@@ -16,7 +17,7 @@ from conftest import two_processes
 from metakd.cli import main
 from metakd.data.brats import find_cases
 from metakd.modalities import Batch, all_subsets
-from metakd.segmentation import Brats
+from metakd.segmentation import REFERENCE, Brats
 from metakd.training import load_weights, train
 
 METHODS = list(Brats.methods())
@@ -32,8 +33,16 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def prepared(cohort, name, **recipe):
-    experiment = Brats(cohort, name, cache=cohort.parent / "cache")
+@pytest.fixture(scope="module")
+def split(cohort):
+    "Less to validate and test on than elsewhere."
+    names = [c.name for c in find_cases(cohort)]
+    (cohort.parent / "few.json").write_text(json.dumps({"train": names[:5], "meta": names[5:6], "validation": names[6:7], "test": names[9:]}))
+    return cohort.parent / "few.json"
+
+
+def prepared(cohort, split, name, **recipe):
+    experiment = Brats(cohort, name, split, cohort.parent / "cache")
     return experiment.prepare(experiment.recipe_type()(**{**SMALL, **recipe}))
 
 
@@ -42,12 +51,12 @@ def fit(p, out=None, **options):
 
 
 @pytest.fixture(scope="module")
-def runs(cohort, tmp_path_factory):
+def runs(cohort, split, tmp_path_factory):
     "Every method, trained a little by the command."
     out = tmp_path_factory.mktemp("runs")
     torch.set_num_threads(1)
     numbers = ["--recipe.epochs", "3", "--recipe.crops", "1", "--recipe.window", "16", "16", "16", "--recipe.drop-from", "0.3", "--checkpoint-seconds", "0"]
-    for name in METHODS: main(["train", "brats", "--data", str(cohort), "--cache", str(cohort.parent / "cache"), "--method", name, "--out", str(out / name), *numbers])
+    for name in METHODS: main(["train", "brats", "--data", str(cohort), "--split", str(split), "--cache", str(cohort.parent / "cache"), "--method", name, "--out", str(out / name), *numbers])
     return out
 
 
@@ -81,7 +90,7 @@ def test_every_subset_and_nothing_absent_is_read(name):
         assert (answers[0] - answers[-1]).abs().max() > 1e-3  # and it does matter what there is
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", METHODS[:5])  # the others: test_segmentation.py
 def test_it_learns_one_batch(name):
     "Overfitting a pair of crops through the whole training loss: Dice above 0.9 with everything present."
     torch.manual_seed(0)
@@ -102,11 +111,11 @@ def test_it_learns_one_batch(name):
 
 
 @pytest.mark.parametrize("name", [m for m in METHODS if m != "MetaKD"])  # MetaKD: test_segmentation.py
-def test_sigkill_then_resume_gives_the_same_bits(name, cohort, runs, tmp_path):
+def test_sigkill_then_resume_gives_the_same_bits(name, cohort, split, runs, tmp_path):
     killed = tmp_path / "killed"
 
     def slowly():
-        p = prepared(cohort, name)
+        p = prepared(cohort, split, name)
         loss = p.method.training_loss
         p.method.training_loss = lambda batch: (time.sleep(0.3 if p.method.progress > 0.4 else 0), loss(batch))[1]  # time to be killed in
         fit(p, killed, checkpoint_seconds=0)
@@ -119,21 +128,21 @@ def test_sigkill_then_resume_gives_the_same_bits(name, cohort, runs, tmp_path):
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     assert process.exitcode == -signal.SIGKILL and not (killed / "weights.safetensors").exists()
-    fit(prepared(cohort, name), killed, resume=True)
+    fit(prepared(cohort, split, name), killed, resume=True)
     a, b = (pd.read_csv(f / "log.csv").drop(columns="seconds") for f in (runs / name, killed))
     pd.testing.assert_frame_equal(a, b, check_exact=True)
     a, b = (safetensors.torch.load_file(f / "weights.safetensors") for f in (runs / name, killed))
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-def test_two_processes_stay_equal(cohort, tmp_path):
+def test_two_processes_stay_equal(cohort, split, tmp_path):
     said = two_processes(tmp_path / "two.py", f"""
 import torch
-from metakd.segmentation import Brats
+from metakd.segmentation import REFERENCE, Brats
 from metakd.training import train
 for name in {METHODS!r}:
-    experiment = Brats({str(cohort)!r}, name, cache={str(cohort.parent / "cache")!r})
-    p = experiment.prepare(experiment.recipe_type()(**{ {**SMALL, "epochs": 2}!r}))
+    experiment = Brats({str(cohort)!r}, name, {str(split)!r}, {str(cohort.parent / "cache")!r})
+    p = experiment.prepare(experiment.recipe_type()(**{ {**SMALL, "epochs": 1}!r}))
     train(p.method, p.task, p.recipe, p.train, p.validation, p.asked, progress=False, meta=p.meta)
     mine = torch.cat([q.detach().flatten() for q in p.method.parameters()])
     first = mine.clone()
@@ -158,14 +167,21 @@ def test_predict_from_what_there_is_at_any_size(name, cohort, runs, tmp_path):
     assert all(set(np.unique(nib.load(w).dataobj)) <= {0, 1, 2, 4} for w in written)
 
 
-def test_another_methods_run_is_refused(cohort, runs, tmp_path, capsys):
+def test_another_methods_run_is_refused(cohort, split, runs, capsys):
     for name, other in zip(METHODS, METHODS[1:] + METHODS[:1]):
-        with pytest.raises(Exception, match="Was it trained with another method"): load_weights(runs / name, prepared(cohort, other).method)
-        with pytest.raises(SystemExit): main(["train", "brats", "--data", str(cohort), "--cache", str(cohort.parent / "cache"), "--method", other, "--out", str(runs / name), "--resume"])
+        with pytest.raises(Exception, match="Was it trained with another method"): load_weights(runs / name, prepared(cohort, split, other).method)
+        with pytest.raises(SystemExit): main(["train", "brats", "--data", str(cohort), "--split", str(split), "--cache", str(cohort.parent / "cache"), "--method", other, "--out", str(runs / name), "--resume"])
         assert "belongs to another experiment" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_half_precision(name, cohort):
-    history = fit(prepared(cohort, name, epochs=1, precision="bf16"))
+@pytest.mark.parametrize("name", METHODS[:5])
+def test_half_precision(name, cohort, split):
+    history = fit(prepared(cohort, split, name, epochs=1, window=(24, 24, 24), precision="bf16"))  # with 2 x 2 x 2 voxels at the bottom, a CPU's gradient of the weights is not defined in bf16 (torch 2.13)
     assert history.loss.notna().all()
+
+
+@pytest.mark.parametrize("name, millions", [("U-HeMIS", 1.1), ("U-HVED", 1.3), ("RobustSeg", 38.4), ("mmFormer", 36.0), ("ShaSpec", 180.0), ("MetaKD", 43.7)])
+def test_the_published_sizes(name, millions):
+    "Built without memory; a forward pass of each is beyond a test."
+    with torch.device("meta"): method, _ = Brats(Path("."), name).build(Brats.recipe_for(name, type(REFERENCE)(window=(128, 128, 128), network="reference")))
+    assert sum(q.numel() for q in method.parameters()) / 1e6 == pytest.approx(millions, rel=0.05)
