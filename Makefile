@@ -18,9 +18,8 @@ demo: install  ## train and evaluate MetaKD, its ablation and its bounds, print 
 	$(BIN)/metakd demo --out demo
 
 test: export OMP_NUM_THREADS = 1  # two workers on two cores
-test: install  ## every test: notebooks, whole program, notebooks and package agree, notebooks are clean
-	$(BIN)/nbdev_test --n_workers 2 --timing
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests
+test: install  ## every test: notebooks (nbdev_test, with nothing but the wheel), whole program, notebooks and package agree, notebooks are clean
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 10 tests
 
 lab: install  ## the chapters in JupyterLab
 	$(BIN)/jupyter lab nbs

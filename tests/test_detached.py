@@ -1,14 +1,13 @@
-"Notebooks run opened alone in an empty folder, with nothing but the installed wheel: all, and of the chapters of compared methods, which are alike, the first for each kind of data."
+"`nbdev_test` where there is nothing but the notebooks and the installed wheel."
 import os
+import shutil
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 root = Path(__file__).parent.parent
-notebooks = sorted(p for p in (root / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts and (p.stem[0] != "4" or p.stem in ("40_autoencoder", "45_hemis")))
 
 
 @pytest.fixture(scope="session")
@@ -22,27 +21,11 @@ def site(tmp_path_factory):
     return folder / "site"
 
 
-@pytest.fixture(scope="session")
-def runs(site, tmp_path_factory):
-    "Each notebook in a process and a folder of its own, two at a time."
-    def run(nb):
-        folder = tmp_path_factory.mktemp(nb.stem)
-        alone = folder / nb.name
-        alone.write_bytes(nb.read_bytes())
-        script = f"""
-import metakd, sys
-assert metakd.__file__.startswith({str(site)!r}), metakd.__file__
-from pathlib import Path
-from nbdev.test import test_nb
-ok, seconds = test_nb(Path({str(alone)!r}), skip_flags=["notest", "slow", "cuda"], basepath=Path({str(folder)!r}))
-sys.exit(not ok)
-"""
-        env = {**os.environ, "PYTHONPATH": str(site), "IN_TEST": "1", "MPLBACKEND": "Agg", "TQDM_DISABLE": "1"}
-        return subprocess.run([sys.executable, "-c", script], cwd=folder, env=env, capture_output=True, text=True, timeout=300)
-
-    with ThreadPoolExecutor(2) as pool: return dict(zip(notebooks, pool.map(run, notebooks)))
-
-
-@pytest.mark.parametrize("nb", notebooks, ids=lambda p: p.stem)
-def test_notebook_runs_detached(nb, runs):
-    assert runs[nb].returncode == 0, (runs[nb].stdout + runs[nb].stderr)[-3000:]
+def test_every_notebook_runs_detached(site, tmp_path):
+    shutil.copy(root / "settings.ini", tmp_path)
+    shutil.copytree(root / "nbs", tmp_path / "nbs", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+    env = {**os.environ, "PYTHONPATH": str(site), "MPLBACKEND": "Agg", "TQDM_DISABLE": "1", "IN_TEST": "1"}
+    found = subprocess.run([sys.executable, "-c", "import metakd; print(metakd.__file__)"], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert found.stdout.startswith(str(site)), found.stdout + found.stderr
+    done = subprocess.run([str(Path(sys.executable).parent / "nbdev_test"), "--n_workers", "2", "--timing"], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
