@@ -23,7 +23,6 @@ import tyro
 
 from .bench import bench_data, bench_evaluation, bench_features, bench_meta, bench_methods, bench_predict, bench_segmentation, bench_segmenters, bench_training
 from .data.audiovision import FRONT_ENDS, choose_recordings, load
-from .data.brats import find_cases, read_case
 from .data.glioma import BRATS_SHAPE, write_cohort
 from .evaluation import evaluate
 from metakd.experiments import (
@@ -31,7 +30,7 @@ from metakd.experiments import (
 )
 from .inference import patients_in, predict
 from .modalities import MetakdError, atomic_write
-from .segmentation import CASES, REFERENCE, Brats, SegmentationRecipe, paper_view, table1, table1_gains, table1_summary, table1_view
+from .segmentation import CASES, REFERENCE, Brats, paper_view, table1, table1_gains, table1_summary, table1_view
 from .tasks import Recipe
 from .training import json_bytes, load_weights, train as train_method
 

@@ -43,6 +43,17 @@ def metakd_in_two_processes(folder: Path, *args: str) -> None:
     two_processes(folder / "two.py", METAKD.format(args=list(args)))
 
 
+@pytest.fixture
+def one_thread():
+    "Sums in one order, here and in the processes that are started."
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def hears_ctrl_c() -> None:
     "For `preexec_fn`: a shell that starts tests in the background makes their processes deaf to SIGINT."
     signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -24,15 +24,7 @@ COMPARED = [name for name, entry in AudioVision.methods().items() if entry.rate 
 BASELINES = [name for name in COMPARED if name not in ("NoKD", "MetaKD")]
 NEED_COMPLETE = ["AutoEncoder", "GAN", "Full2miss", "SMIL"]
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    "Sums in one order, here and in the processes that are started."
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def prepared(name, rate=0.2, **recipe):
