@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['CLASSIFIERS', 'load_once', 'ROWS', 'RATES', 'TABLES', 'CURVES', 'PROTOCOLS', 'PAPER', 'COLOURS', 'MARKERS',
-           'AudioVisionRecipe', 'Entry', 'build_model', 'build_supervised', 'AudioVisionMetaKD', 'build_metakd',
-           'Experiment', 'Prepared', 'AudioVision', 'run', 'read_runs', 'append_rows', 'sweep', 'keep_recipe',
-           'exit_with', 'run_one', 'run_jobs', 'table2_jobs', 'table2_run', 'table2_done', 'table2', 'table2_view',
-           'gains', 'lead', 'paper_differences', 'plot_rates', 'plot_importance']
+           'ClassifierRecipe', 'AudioVisionRecipe', 'Entry', 'build_model', 'build_supervised', 'AudioVisionMetaKD',
+           'build_metakd', 'Experiment', 'Prepared', 'AudioVision', 'run', 'read_runs', 'append_rows', 'sweep',
+           'keep_recipe', 'exit_with', 'run_one', 'run_jobs', 'table2_jobs', 'table2_run', 'table2_done', 'table2',
+           'table2_view', 'gains', 'lead', 'paper_differences', 'plot_rates', 'plot_importance']
 
 # %% ../nbs/36_experiments.ipynb #06118d6b
 import importlib
@@ -35,21 +35,15 @@ from .data.audiovision import MODALITIES, SHAPES, load, setting
 from .evaluation import evaluate, mean_interval, paired_p, summarise
 from .meta import MetaKD, MetaKDRecipe
 from .modalities import MetakdError, Source, atomic_write, select, subset_name
-from .model import MultimodalModel, Supervised, lenet_classifier
+from .model import MultimodalModel, Supervised, classifier
 from .tasks import Classification, Method, Recipe, Task, joined, recipe_difference
 from .training import json_bytes, train
 
 # %% ../nbs/36_experiments.ipynb #b8409cbe
 @dataclass(frozen=True)
-class AudioVisionRecipe(Recipe):
-    "What all methods share on AudioVision-MNIST."
+class ClassifierRecipe(Recipe):
+    "What all methods share that classify with one encoder a modality and a fully connected head."
 
-    batch_size: int = 64
-    "Samples in one step. Published: ? SMIL's code: 64."
-    lr_decay: float = 0.9
-    "Factor on the learning rate every `lr_every` epochs. Paper: decayed by 10 %."
-    lr_every: int = 20
-    "Epochs between two decays. Paper: 20."
     feature_size: int = 84
     "Width C of one modality's feature. The paper never says how 160 and 320 become one size; LeNet's own last width is 84."
     normalise: bool = True
@@ -60,9 +54,22 @@ class AudioVisionRecipe(Recipe):
     "Before each fully connected layer of the head. SMIL's code: 0.5 to 0.6."
 
     def ranges(self) -> dict[str, bool]:
-        return super().ranges() | {
-            **{k: getattr(self, k) >= 1 for k in ("lr_every", "feature_size", "hidden")}, "lr_decay": 0 < self.lr_decay <= 1, "dropout": 0 <= self.dropout < 1,
-        }
+        return super().ranges() | {"feature_size": self.feature_size >= 1, "hidden": self.hidden >= 1, "dropout": 0 <= self.dropout < 1}
+
+
+@dataclass(frozen=True)
+class AudioVisionRecipe(ClassifierRecipe):
+    "What all methods share on AudioVision-MNIST."
+
+    batch_size: int = 64
+    "Samples in one step. Published: ? SMIL's code: 64."
+    lr_decay: float = 0.9
+    "Factor on the learning rate every `lr_every` epochs. Paper: decayed by 10 %."
+    lr_every: int = 20
+    "Epochs between two decays. Paper: 20."
+
+    def ranges(self) -> dict[str, bool]:
+        return super().ranges() | {"lr_every": self.lr_every >= 1, "lr_decay": 0 < self.lr_decay <= 1}
 
     def learning_rate(self, epoch: int, progress: float) -> float:
         return self.lr * self.lr_decay ** (epoch // self.lr_every)
@@ -79,12 +86,12 @@ class Entry:
     asks_all: bool = False  # it is tested with everything present
 
 
-def build_model(shapes: Mapping[str, Sequence[int]], task: Task, recipe: AudioVisionRecipe) -> MultimodalModel:
+def build_model(shapes: Mapping[str, Sequence[int]], task: Task, recipe: ClassifierRecipe) -> MultimodalModel:
     "The encoders and the head that all rows share."
-    return lenet_classifier(shapes, task.classes, recipe.feature_size, recipe.hidden, recipe.dropout, recipe.normalise)
+    return classifier(shapes, task.classes, recipe.feature_size, recipe.hidden, recipe.dropout, recipe.normalise)
 
 
-def build_supervised(shapes: Mapping[str, Sequence[int]], task: Task, recipe: AudioVisionRecipe) -> Supervised:
+def build_supervised(shapes: Mapping[str, Sequence[int]], task: Task, recipe: ClassifierRecipe) -> Supervised:
     "No distillation."
     return Supervised(build_model(shapes, task, recipe), task, recipe)
 

@@ -17,7 +17,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -51,8 +51,9 @@ class Loader:
         drop_from: int = 0,  # the step from which on they are
         rank: int = 0,  # this process
         processes: int = 1,
+        order: Callable[[int, Tensor], Tensor] = lambda epoch, shuffled: shuffled,  # of the samples in an epoch, see `Method`
     ):
-        self.data, self.batch_size, self.seed, self.drop, self.drop_from, self.rank, self.processes = data, batch_size, seed, drop, drop_from, rank, processes
+        self.data, self.batch_size, self.seed, self.drop, self.drop_from, self.rank, self.processes, self.order = data, batch_size, seed, drop, drop_from, rank, processes, order
         self.ahead, self.waited = getattr(data, "ahead", 0), 0.0
 
     def __len__(self) -> int:  # batches in an epoch
@@ -65,7 +66,7 @@ class Loader:
     ) -> Iterator[tuple[Batch, float]]:  # this process's share, and its weight
         "The epoch's batches in order."
         g = torch.Generator().manual_seed(1_000_003 * self.seed + epoch)
-        order = torch.randperm(self.data.size, generator=g)
+        order = self.order(epoch, torch.randperm(self.data.size, generator=g))
         hidden = drop_random(self.data.available.cpu()[order], g, self.drop).to(self.data.available.device) if self.drop > 0 else None
 
         def prepare(low: int) -> tuple[Batch, float]:
@@ -205,7 +206,7 @@ class Training:
         self.accelerator = a = make_accelerator(recipe.precision, out)
         self.writes = out is not None and a.is_main_process  # the files are this process's business
         self.total = -(-data.size // recipe.batch_size) * recipe.epochs  # steps
-        self.loader = Loader(data.to(a.device), recipe.batch_size, recipe.seed, recipe.drop, math.ceil(recipe.drop_from * self.total), a.process_index, a.num_processes)
+        self.loader = Loader(data.to(a.device), recipe.batch_size, recipe.seed, recipe.drop, math.ceil(recipe.drop_from * self.total), a.process_index, a.num_processes, method.order)
         self.held_out, self.validation = Loader(meta.to(a.device), recipe.batch_size, recipe.seed), validation.to(a.device)
         method.to(a.device)
         state = {"step": 0, "history": [], "sums": {}, "best": None, "seconds": 0.0} | (load_checkpoint(start, method, recipe) if start else {})
@@ -307,7 +308,7 @@ def train(
     progress: bool = True,  # a bar
     checkpoint_seconds: float = 30.0,  # the least time between two checkpoints; 0: one each epoch
     stop_after: int | None = None,  # stop, with a checkpoint, after this many steps in all
-    meta: Source | None = None,  # D_v of equation (4), everything present; None: the complete samples of `validation`
+    meta: Source | None = None,  # D_v of equation (4); None: `validation`
 ) -> pd.DataFrame:  # one row an epoch: epoch, step, seconds, loss, what the method logs, the validation metric; `.attrs`: seconds `stepping` (validation apart), and of those `waited` for data
     "Train a method; it holds the chosen weights afterwards. The same call with `resume=True` continues a run that stopped."
     out = Path(out) if out is not None else None
@@ -315,8 +316,8 @@ def train(
         raise MetakdError(f"{out} already holds a run; resume it, or choose another folder")
     data.check(method.modalities, method.shapes)
     validation.check(method.modalities, method.shapes)
-    if meta is None: meta = validation.take(validation.available.all(1))
-    if method.meta_step and not meta.size: raise MetakdError("the meta step needs held-out samples with every modality, and validation has none; pass some as `meta`, or set alpha to 0")
+    if meta is None: meta = validation
+    if method.meta_step and not (meta.available.sum(1) > 1).any(): raise MetakdError("the meta step compares modalities, and no held-out sample has two of them; pass some that have as `meta`, or set alpha to 0")
 
     t = Training(method, task, recipe, data, validation, tested, meta, out, latest_checkpoint(out) if out and resume else None)
     steps, stepping, stop = len(t.loader), 0.0, False

@@ -129,6 +129,7 @@ class AutoEncoder(Supervised):
 
     def setup(self, data: Source) -> None:
         "Find the complete samples, and the units of the inputs."
+        super().setup(data)
         self.complete = CompleteSamples(data, type(self).__name__, "learn to draw one modality from another")
         self.generator.units.fit(data, self.modalities)
 

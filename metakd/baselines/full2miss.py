@@ -50,6 +50,7 @@ class Full2miss(Supervised):
         super().__init__(model, task, recipe, discriminator=discriminator)
 
     def setup(self, data: Source) -> None:
+        super().setup(data)
         self.complete = CompleteSamples(data, "Full2miss", "show what the full path makes of them")
 
     def training_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

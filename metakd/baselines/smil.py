@@ -144,6 +144,7 @@ class SMIL(Supervised):
     recipe: SMILRecipe
 
     def setup(self, data: Source) -> None:
+        super().setup(data)
         self.complete = CompleteSamples(data, "SMIL", "find the priors of each modality, and for its outer loss")
 
     @torch.no_grad()

@@ -1,0 +1,134 @@
+"Methods for modalities of any shape: nothing absent read, kill and resume, several processes; and the command line from a folder to a table."
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+import safetensors.torch
+import torch
+
+from conftest import two_processes
+from metakd.cli import main
+from metakd.modalities import Batch, all_subsets
+from metakd.studies import Study
+from metakd.tasks import Classification
+from metakd.training import train
+
+METHODS = list(Study.methods())
+SHAPES = {"scan": (1, 8, 8, 8), "blood": (7,), "genes": (20,), "picture": (1, 16, 16)}
+SMALL = {"epochs": 3, "batch_size": 64, "feature_size": 16}
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def recipe(name, **changes):
+    own = {"width": 16, "patches": 2, "experts": 3, "top": 2, "moe_hidden": 8} if name == "Flex-MoE" else {}
+    return Study(method=name).recipe_type()(**{**SMALL, **own, **changes})
+
+
+def fit(name, out=None, **options):
+    p = Study("alzheimer", name, 0.3, 5).prepare(recipe(name))
+    train(p.method, p.task, p.recipe, p.train, p.validation, p.asked, out, progress=False, checkpoint_seconds=0, meta=p.meta, **options)
+    return p
+
+
+def test_there_are_all():
+    assert METHODS == ["MeanInput", "ZeroFill", "Flex-MoE", "NoKD", "MetaKD"]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_subset_and_nothing_absent_is_read(name):
+    torch.manual_seed(0)
+    available, y = all_subsets(4), torch.arange(15) % 3
+    x = {m: torch.randn(15, *s) for m, s in SHAPES.items()}
+    x["blood"][available[:, 1].nonzero()[0], 2] = float("nan")  # a single unknown value is no absent modality
+    dirty = {m: torch.where(available[:, k].view(-1, *[1] * len(SHAPES[m])), v, float("inf")) for k, (m, v) in enumerate(x.items())}
+    method = Study(method=name).entry().build(SHAPES, Classification(3), recipe(name))
+    seen = []
+    for inputs in (x, dirty):
+        batch = Batch(inputs, available, y)
+        method.train().setup(batch)
+        torch.manual_seed(1)
+        method.zero_grad()
+        loss, _ = method.training_loss(batch)
+        loss.backward()
+        assert all(p.grad is None or p.grad.isfinite().all() for p in method.parameters())
+        seen.append(loss.item())
+    assert seen[0] == seen[1]
+    method.eval()
+    with torch.inference_mode():
+        answers = method.predict_subsets(x, torch.ones(15, 4, dtype=torch.bool), available)
+        for s in (0, 6, 14): torch.testing.assert_close(answers[s], method.predict(x, available[s].expand(15, -1)), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_stopped_anywhere_then_resumed_gives_the_same_bits(name, tmp_path):
+    for out, stops in ((tmp_path / "whole", ()), (tmp_path / "parts", (2, 4, 7))):
+        for stop in stops: fit(name, out, resume=True, stop_after=stop)
+        fit(name, out, resume=True)
+    a, b = (pd.read_csv(tmp_path / f / "log.csv").drop(columns="seconds") for f in ("whole", "parts"))
+    pd.testing.assert_frame_equal(a, b, check_exact=True)
+    a, b = (safetensors.torch.load_file(tmp_path / f / "weights.safetensors") for f in ("whole", "parts"))
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_sigkill_then_resume(tmp_path):
+    command = ["train", "study", "--data", "alzheimer", "--hidden", "0.3", "--folds", "5", "--method", "Flex-MoE", "--checkpoint-seconds", "0", "--out"]
+    for k, v in {**SMALL, "width": 16, "patches": 2, "experts": 3, "top": 2, "moe_hidden": 8, "epochs": 30}.items(): command[-1:-1] = [f"--recipe.{k.replace('_', '-')}", str(v)]
+    killed = tmp_path / "killed"
+    process = subprocess.Popen([sys.executable, "-m", "metakd.cli", *command, str(killed)], env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not list((killed / "checkpoints").glob("step-*")):
+        assert process.poll() is None, "the training ended before it could be killed"
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL and not (killed / "weights.safetensors").exists()
+    main([*command, str(killed), "--resume"])
+    main([*command, str(tmp_path / "whole")])
+    a, b = (safetensors.torch.load_file(f / "weights.safetensors") for f in (killed, tmp_path / "whole"))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_two_processes_stay_equal(tmp_path):
+    said = two_processes(tmp_path / "two.py", f"""
+import sys, torch
+sys.path.insert(0, {os.path.dirname(__file__)!r})
+from test_studies import METHODS, fit
+for name in METHODS:
+    mine = torch.cat([q.detach().flatten() for q in fit(name).method.parameters()])
+    first = mine.clone()
+    torch.distributed.broadcast(first, 0)
+    assert torch.distributed.get_world_size() == 2 and mine.isfinite().all() and torch.equal(mine, first), name
+    print("equal", name)
+""")
+    assert said.count("equal") == 2 * len(METHODS)
+
+
+def test_from_a_folder_to_a_table(tmp_path, capsys):
+    folder, run = tmp_path / "clinic", tmp_path / "run"
+    main(["clinic", "--out", str(folder), "--patients", "150", "--spacing", "16"])
+    main(["train", "study", "--data", str(folder), "--method", "NoKD", "--out", str(run), "--recipe.epochs", "1"])
+    main(["evaluate", str(run)])
+    assert "image+genomic+clinical+biospecimen" in capsys.readouterr().out
+    main(["adni", "--data", str(folder), "--methods", "NoKD", "MetaKD", "--seeds", "2", "--jobs", "1", "--out", str(tmp_path / "results"), "--recipe.epochs", "1"])
+    said = capsys.readouterr().out
+    assert "MetaKD" in said and "not to be compared digit by digit" in said
+    runs = pd.read_csv(tmp_path / "results" / "studies.csv")
+    assert len(runs) == 4 and runs[runs.method == "MetaKD"].importance.str.contains("biospecimen=").all()
+
+
+@pytest.mark.parametrize("args, message", [
+    (["train", "study", "--data", "nowhere", "--out", "{out}"], "unknown study 'nowhere': choose digits, alzheimer, clinic, or a folder"),
+    (["study", "--methods", "GAN", "--out", "{out}"], "unknown method 'GAN': choose MeanInput, ZeroFill, Flex-MoE, NoKD, MetaKD"),
+    (["study", "--hidden", "1.5", "--out", "{out}"], "hidden = 1.5 is not in 0..1"),
+    (["clinic", "--out", "{full}"], "is not empty; choose a new folder"),
+    (["adni", "--data", "{full}", "--out", "{out}"], "label.csv: not readable"),
+])
+def test_mistakes_get_one_line(args, message, tmp_path, capsys):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    with pytest.raises(SystemExit) as stopped: main([a.format(out=tmp_path / "out", full=tmp_path / "full") for a in args])
+    said = capsys.readouterr().err.strip()
+    assert stopped.value.code == 2 and message in said and "\n" not in said
+    assert (tmp_path / "full" / "notes.txt").read_text() == "mine" and not (tmp_path / "out").exists()
