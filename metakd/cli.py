@@ -35,7 +35,7 @@ from metakd.experiments import (
 from .inference import patients_in, predict
 from .modalities import MetakdError, MetakdWarning, atomic_write
 from .segmentation import CASES, REFERENCE, Brats, paper_view, table1, table1_gains, table1_summary, table1_view
-from .studies import PAPER_ADNI, Study, studies, study_view
+from .studies import BOOSTED, PAPER_ADNI, Study, studies, study_view
 from .tasks import Recipe
 from .training import json_bytes, load_weights, train as train_method
 
@@ -279,12 +279,12 @@ def clinic(
     write_clinic(out, patients, seed, spacing)
     print(f"{out}: {patients} patients. Compare methods with: metakd adni --data {out}")
 
-
+# %% ../nbs/50_cli.ipynb #50c60003
 def study_command(
     data: str = "digits",
     hidden: float = 0.5,
     folds: int = 0,
-    methods: tuple[str, ...] = tuple(Study.methods()),
+    methods: tuple[str, ...] = (*Study.methods(), BOOSTED),
     seeds: int = 5,
     out: Path = Path("results"),
     jobs: int = 2,
@@ -307,10 +307,10 @@ def study_command(
     print(f"{data}, {hidden:.0%} of the entries hidden, {seeds} runs of each method; %, mean ± 95 % interval; p: MetaKD is not better")
     print(study_view(runs).to_string())
 
-
+# %% ../nbs/50_cli.ipynb #50c60004
 def adni_command(
     data: str = "clinic",
-    methods: tuple[str, ...] = tuple(Study.methods()),
+    methods: tuple[str, ...] = (*Study.methods(), BOOSTED),
     seeds: int = 3,
     out: Path = Path("results"),
     jobs: int = 2,

@@ -115,7 +115,8 @@ def test_from_a_folder_to_a_table(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "MetaKD" in said and "not to be compared digit by digit" in said
     runs = pd.read_csv(tmp_path / "results" / "studies.csv")
-    assert len(runs) == 4 and runs[runs.method == "MetaKD"].importance.str.contains("biospecimen=").all()
+    curves = pd.read_csv(tmp_path / "results" / "studies_importance.csv")
+    assert len(runs) == 4 and set(curves.method) == {"MetaKD"} and set(curves.modality) == {"image", "genomic", "clinical", "biospecimen"}
 
 
 @pytest.mark.parametrize("args, message", [
