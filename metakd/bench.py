@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['interleaved', 'flops', 'bench_training', 'bench_meta', 'bench_evaluation', 'saved_bytes', 'bench_steps', 'flat',
            'bench_methods', 'bench_segmenters', 'bench_features', 'bench_segmentation', 'scan_like', 'bench_data',
-           'bench_predict']
+           'bench_predict', 'bench_people']
 
 # %% ../nbs/38_bench.ipynb #2ece6052
 import os
@@ -23,17 +23,19 @@ from pathlib import Path
 import librosa
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from .data.audiovision import FRONT_ENDS, RATE, audio_features, choose_recordings, mfcc, read_wav
 from .data.brats import SEQUENCES, Volumes, find_cases
 from .experiments import AudioVision, AudioVisionRecipe
-from .meta import MetaKD, meta_gradient, scale_features
+from .meta import MetaKD, MetaKDRecipe, meta_gradient, scale_features
 from .modalities import Batch, MetakdError, all_subsets, atomic_write
-from .model import segmenter
+from .model import classifier, segmenter
 from .segmentation import Brats, SegmentationRecipe
-from .tasks import Method, Recipe, Segmentation
+from .tables import align
+from .tasks import Classification, Method, Recipe, Segmentation
 from .training import Loader, bare_epoch, json_bytes, save_weights, train as train_method
 
 # %% ../nbs/38_bench.ipynb #7d26c141
@@ -277,3 +279,18 @@ def bench_predict(shape: Sequence[int] = (240, 240, 155), counts: Sequence[int] 
             result[f"predict_seconds_{n}"] = time.perf_counter() - began
             result[f"predict_peak_mb_{n}"] = int(done.stdout.split("peak ")[1].split()[0]) / 1024
     return result
+
+# %% ../nbs/38_bench.ipynb #38ab7702
+def bench_people(people: int = 100_000, batch_size: int = 512) -> dict:
+    "Aligning four tables, and an epoch of MetaKD on them, with the threads that there are."
+    rng, ids = np.random.default_rng(0), np.arange(people)
+    columns = {"clinical": 12, "genomic": 60, "blood": 24, "fluid": 4}
+    views = {m: pd.DataFrame(rng.standard_normal((people, n), dtype=np.float32), ids)[rng.random(people) > 1 / 3] for m, n in columns.items()}
+    views["clinical"] = views["clinical"].reindex(ids).fillna(0.0)  # nobody without anything
+    began = time.perf_counter()
+    samples = align(views, pd.Series(rng.integers(0, 3, people), ids))
+    aligned = time.perf_counter() - began
+    torch.manual_seed(0)
+    recipe, task = MetaKDRecipe(epochs=1, batch_size=batch_size), Classification(3)
+    history = train_method(MetaKD(classifier(samples.shapes, 3), task, recipe), task, recipe, samples.batch, samples.batch.take(slice(0, 500)), progress=False)
+    return {"people_align_seconds": aligned, "people_per_second": people / history.attrs["stepping"]}

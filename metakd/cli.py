@@ -24,7 +24,7 @@ import pandas as pd
 import torch
 import tyro
 
-from .bench import bench_data, bench_evaluation, bench_features, bench_meta, bench_methods, bench_predict, bench_segmentation, bench_segmenters, bench_training
+from .bench import bench_data, bench_evaluation, bench_features, bench_meta, bench_methods, bench_people, bench_predict, bench_segmentation, bench_segmenters, bench_training
 from .data.audiovision import FRONT_ENDS, choose_recordings, load
 from .data.glioma import BRATS_SHAPE, write_cohort
 from .data.memory_clinic import write_clinic
@@ -420,7 +420,7 @@ def bench(
     """
     recipe = AudioVisionRecipe()
     result = {**bench_training(recipe, repeats), **bench_meta(recipe, 10 * repeats), **bench_evaluation(recipe, 5 * repeats), **bench_methods(recipe, repeats), **bench_features(max(1, repeats // 2), source, path),
-              **bench_segmentation(max(1, repeats // 2)), **bench_segmenters(max(1, repeats // 2)), **bench_data(), **bench_predict(),
+              **bench_segmentation(max(1, repeats // 2)), **bench_segmenters(max(1, repeats // 2)), **bench_data(), **bench_predict(), **bench_people(),
               "threads": torch.get_num_threads(), "torch": torch.__version__, "recordings": choose_recordings(path, source)[2]}
     if json: print(__import__("json").dumps(result)); return
     for name, value in result.items(): print(f"{name:32} {value:.3g}" if isinstance(value, float) else f"{name:32} {value}")
