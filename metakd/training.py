@@ -293,7 +293,7 @@ def finish(t: Training, interrupted: bool) -> None:
     else:
         if t.best: t.method.load_state_dict(t.best["weights"])
         if t.writes: save_weights(t.out, t.method, t.recipe)
-    if t.writes: a.end_training()
+    if t.out is not None: a.end_training()  # in every process: it ends the process group too
 
 # %% ../nbs/33_training.ipynb #46b20f8e
 def train(
