@@ -28,7 +28,7 @@ def evaluate(
     each: bool = False,  # a row for every sample, numbered in the column `sample`, instead of one for all
 ) -> pd.DataFrame:  # columns subset, n, and one a metric; a subset that no sample has is left out
     "The task's metrics for each subset of modalities. No dropout, no gradient."
-    device = next(method.parameters()).device
+    device = method.device
     if subsets is None: subsets = all_subsets(len(method.modalities))
     kept: list[list[dict[str, Tensor]]] = [[] for _ in subsets]
     first = 0
@@ -62,7 +62,7 @@ def evaluate_present(
     data: Source | Iterable[Batch],
 ) -> dict[str, float]:
     "The task's metrics when each sample is answered from the modalities that it has."
-    device, kept = next(method.parameters()).device, []
+    device, kept = method.device, []
     with evaluating(method):
         for batch in data.whole() if hasattr(data, "whole") else data:
             for subset in batch.available.unique(dim=0):

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['CLASSIFIERS', 'load_once', 'ROWS', 'RATES', 'TABLES', 'CURVES', 'PROTOCOLS', 'PAPER', 'COLOURS', 'MARKERS',
            'ClassifierRecipe', 'AudioVisionRecipe', 'Entry', 'build_model', 'build_supervised', 'AudioVisionMetaKD',
-           'build_metakd', 'Experiment', 'Prepared', 'AudioVision', 'run', 'read_runs', 'append_rows', 'sweep',
-           'keep_recipe', 'exit_with', 'run_one', 'run_jobs', 'table2_jobs', 'table2_run', 'table2_done', 'table2',
-           'table2_view', 'gains', 'lead', 'paper_differences', 'plot_rates', 'plot_importance']
+           'build_metakd', 'Experiment', 'Prepared', 'AudioVision', 'run', 'read_runs', 'has_run', 'append_rows',
+           'sweep', 'keep_recipe', 'exit_with', 'run_one', 'run_jobs', 'table2_jobs', 'table2_run', 'table2_done',
+           'table2', 'table2_view', 'gains', 'lead', 'paper_differences', 'plot_rates', 'plot_importance']
 
 # %% ../nbs/36_experiments.ipynb #06118d6b
 import importlib
@@ -250,6 +250,12 @@ def read_runs(
     except pd.errors.ParserError as e: raise MetakdError(f"{path}: not a table of runs ({e}); move it away and start again") from None
 
 
+def has_run(path: Path, job: dict, key: Sequence[str]) -> bool:
+    "Is a row of the table at `path` this job's? `key`: the columns that say so."
+    runs = read_runs(path)
+    return len(runs) > 0 and bool((runs[list(key)] == [job[k] for k in key]).all(axis=1).any())
+
+
 def append_rows(path: Path, rows: list[dict]) -> None:
     "Append rows to a CSV file, with a header where it is new. One write, so a crash cuts the last line at most."
     text = pd.DataFrame(rows).to_csv(index=False, header=not path.exists())
@@ -375,8 +381,7 @@ def table2_run(frontend: str, split: str, tested: str, rate: float, method: str,
 # %% ../nbs/36_experiments.ipynb #446c062c
 def table2_done(job: dict, out: Path) -> bool:
     "Is this run's row in the folder?"
-    runs = read_runs(out / TABLES[job["tested"]])
-    return len(runs) > 0 and bool((runs[["frontend", "split", "rate", "method", "seed"]] == [job[k] for k in ("frontend", "split", "rate", "method", "seed")]).all(axis=1).any())
+    return has_run(out / TABLES[job["tested"]], job, ("frontend", "split", "rate", "method", "seed"))
 
 
 def table2(

@@ -74,7 +74,7 @@ def probabilities(
 ) -> Tensor:  # [R, X, Y, Z] float32 on the CPU, 0 outside the brain's box
     "The probability of each region in each voxel."
     axes = [[d for d in range(3) if k >> d & 1] for k in range(8 if mirror else 1)]
-    device = next(method.parameters()).device
+    device = method.device
     with evaluating(method), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         mean = 0
         for flipped in axes:

@@ -7,7 +7,6 @@ __all__ = ['STRIDES', 'MultimodalModel', 'classifier', 'segmenter', 'Supervised'
 
 # %% ../nbs/22_model.ipynb #b0e99485
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -72,12 +71,13 @@ def classifier(
     hidden: int = 64,
     dropout: float = 0.5,
     normalise: bool = True,
-    encoders: Mapping[str, nn.Module] = MappingProxyType({}),  # of your own, for some modalities: [N, *shape] -> [N, feature_size]
+    encoders: Mapping[str, nn.Module] | None = None,  # of your own, for some modalities: [N, *shape] -> [N, feature_size]
 ) -> MultimodalModel:
     "One encoder a modality, features of one size, and a fully connected head."
-    if (odd := set(encoders) - set(shapes)): raise MetakdError(f"an encoder for '{min(odd)}', but the modalities are {', '.join(shapes)}")
-    encoders = Encoders({m: encoders[m] if m in encoders else encoder_for(shape, feature_size, normalise) for m, shape in shapes.items()})
-    return MultimodalModel(encoders, ConcatHead(len(shapes), feature_size, classes, hidden, dropout), shapes=dict(shapes))
+    own = encoders or {}
+    if (odd := set(own) - set(shapes)): raise MetakdError(f"an encoder for '{min(odd)}', but the modalities are {', '.join(shapes)}")
+    every = Encoders({m: own[m] if m in own else encoder_for(shape, feature_size, normalise) for m, shape in shapes.items()})
+    return MultimodalModel(every, ConcatHead(len(shapes), feature_size, classes, hidden, dropout), shapes=dict(shapes))
 
 # %% ../nbs/22_model.ipynb #11d1510b
 def segmenter(

@@ -20,7 +20,7 @@ import torch
 from .data.audiovision import cache_dir
 from .data.brats import REGIONS, SEQUENCES, Case, Volumes, find_cases, make_split, read_split
 from .evaluation import evaluate, mean_interval, paired_p
-from .experiments import Entry, Experiment, Prepared, keep_recipe, read_runs, sweep
+from .experiments import Entry, Experiment, Prepared, has_run, keep_recipe, read_runs, sweep
 from .meta import MetaKD, MetaKDRecipe
 from .model import STRIDES, MultimodalModel, Supervised, segmenter
 from .modalities import MetakdError, all_subsets, atomic_write, parse_subset
@@ -257,8 +257,7 @@ def table1_run(data: str, method: str, seed: int, recipe: SegmentationRecipe, ru
 
 def table1_done(job: dict, out: Path) -> bool:
     "Are this run's rows in the folder?"
-    runs = read_runs(out / TABLE1)
-    return len(runs) > 0 and bool(((runs.method == job["method"]) & (runs.seed == job["seed"])).any())
+    return has_run(out / TABLE1, job, ("method", "seed"))
 
 # %% ../nbs/37_segmentation.ipynb #37494452
 def table1(

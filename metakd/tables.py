@@ -10,7 +10,7 @@ __all__ = ['PARTS', 'quoted', 'View', 'as_view', 'numbers', 'read_view', 'Sample
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -80,7 +80,6 @@ class Samples:
     ids: pd.Index  # N
     batch: Batch  # `y` counts classes from 0
     classes: tuple  # their names, in order
-    columns: dict[str, tuple[str, ...]] = field(default_factory=dict)  # modality -> names, for tables
 
     @property
     def modalities(self) -> tuple[str, ...]: return tuple(self.batch.x)
@@ -125,7 +124,7 @@ def align(
         x[m] = torch.zeros(len(y), *v.values.shape[1:])
         x[m][torch.from_numpy(here)] = torch.from_numpy(np.ascontiguousarray(v.values[row[here]]))
     available = torch.from_numpy(np.stack([has[m][some] for m in checked], 1))
-    return Samples(y.index, Batch(x, available, torch.from_numpy(np.searchsorted(classes, y.to_numpy()))), tuple(classes.tolist()), {m: v.columns for m, v in checked.items()})
+    return Samples(y.index, Batch(x, available, torch.from_numpy(np.searchsorted(classes, y.to_numpy()))), tuple(classes.tolist()))
 
 # %% ../nbs/02_tables.ipynb #7a1e0c16
 PARTS = ("train", "validation", "test")
@@ -174,14 +173,13 @@ def read_split(path: str | Path) -> dict[str, list[str]]:
 
 # %% ../nbs/02_tables.ipynb #7a1e0c21
 def hide(
-    views: Mapping[str, pd.DataFrame],  # of the same people
+    samples: Samples,
     share: float,  # of all (person, modality) entries, 0..1
     seed: int = 0,
-) -> dict[str, pd.DataFrame]:
-    "Leave out rows at random, each modality by itself; everybody keeps at least one."
-    who = next(iter(views.values())).index
-    rng = np.random.default_rng(seed)
-    keep = rng.random((len(who), len(views))) >= share
-    nothing = ~keep.any(1)
-    keep[nothing, rng.integers(len(views), size=nothing.sum())] = True
-    return {m: v[pd.Series(keep[:, k], who).reindex(v.index)] for k, (m, v) in enumerate(views.items())}
+) -> Samples:  # the same people
+    "Call present modalities absent at random, each by itself; everybody keeps at least one."
+    there = samples.batch.available.numpy()
+    luck = np.where(there, np.random.default_rng(seed).random(there.shape), -1)
+    keep = there & (luck >= share)
+    keep[np.arange(len(keep)), luck.argmax(1)] = True
+    return replace(samples, batch=samples.batch._replace(available=torch.from_numpy(keep)))

@@ -103,7 +103,7 @@ class Segmentation(Task):
     def answer(self, method: "Method", x: dict[str, Tensor], available: Tensor, subsets: Tensor) -> Tensor:
         if self.window is None: return method.predict_subsets(x, available, subsets)
         from monai.inferers import sliding_window_inference
-        answers, device = [], next(method.parameters()).device
+        answers, device = [], method.device
         for sample, here in enumerate(available):
             names = [m for m, present in zip(method.modalities, here.tolist()) if present]
 
@@ -137,7 +137,8 @@ class Segmentation(Task):
 class Method(nn.Module):
     """What the trainer, the evaluation and the command line know of a method.
 
-    A subclass sets `modalities`, fills `optimizers`, and writes `training_loss` and `predict`.
+    A subclass sets `modalities`, fills `optimizers`, and writes `training_loss` and `predict`;
+    one that leaves `optimizers` empty learns all it can in `setup`, and is not trained step by step.
     Losses are means over the samples of the batch, so that shards of a batch average to the whole.
     """
     modalities: tuple[str, ...]  # names, in the order of the columns of `available`
@@ -146,6 +147,11 @@ class Method(nn.Module):
     progress: float = 0.0  # the part of the training that is done, 0..1; the trainer keeps it up to date
     meta_step = None  # or a function (batch) -> logs that updates the outer level by itself
     meta_every: int = 1  # training steps between two calls of it
+
+    @property
+    def device(self) -> torch.device:
+        "Where its parameters are."
+        return next(self.parameters(), torch.empty(0)).device
 
     def setup(self, data: Source) -> None:
         "Look at the training samples once before training, for whatever a method must know of them."

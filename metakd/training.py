@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Loader', 'json_bytes', 'save_weights', 'load_weights', 'latest_checkpoint', 'save_checkpoint', 'load_checkpoint',
-           'interruptible', 'make_accelerator', 'seed_step', 'Training', 'train_step', 'end_epoch', 'finish', 'train',
-           'bare_epoch']
+           'interruptible', 'make_accelerator', 'seed_step', 'Training', 'train_step', 'end_epoch', 'finish',
+           'train_at_once', 'train', 'bare_epoch']
 
 # %% ../nbs/33_training.ipynb #1f2c38be
 import io
@@ -296,6 +296,14 @@ def finish(t: Training, interrupted: bool) -> None:
     if t.out is not None: a.end_training()  # in every process: it ends the process group too
 
 # %% ../nbs/33_training.ipynb #46b20f8e
+def train_at_once(method: Method, task: Task, data: Source, validation: Source, tested: Tensor | None) -> pd.DataFrame:  # one row: epoch, step, seconds, the validation metric
+    "The training of a method without optimizers."
+    began = time.monotonic()
+    method.setup(data)
+    score = evaluate(method, task, validation, None if tested is None else tested[None])[task.main_metric].mean()
+    return pd.DataFrame([{"epoch": 1, "step": 0, "seconds": time.monotonic() - began, task.main_metric: score}])
+
+
 def train(
     method: Method,
     task: Task,
@@ -316,6 +324,9 @@ def train(
         raise MetakdError(f"{out} already holds a run; resume it, or choose another folder")
     data.check(method.modalities, method.shapes)
     validation.check(method.modalities, method.shapes)
+    if not method.optimizers:
+        if out: raise MetakdError(f"{type(method).__name__} cannot be written to {out}: what it learns is not in its weights; train it without a folder")
+        return train_at_once(method, task, data, validation, tested)
     if meta is None: meta = validation
     if method.meta_step and not (meta.available.sum(1) > 1).any(): raise MetakdError("the meta step compares modalities, and no held-out sample has two of them; pass some that have as `meta`, or set alpha to 0")
 

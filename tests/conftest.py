@@ -28,7 +28,7 @@ main({args!r})
 
 def two_processes(script: Path, text: str) -> str:  # what they printed
     "Run a script in two processes on the CPU (`accelerate launch --cpu` would start one, unless MPI is there)."
-    script.write_text(f"{text}\nimport torch\nif torch.distributed.is_initialized(): torch.distributed.destroy_process_group()\n")  # threads of a group that is left open may abort the interpreter's end
+    script.write_text(f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n{text}\nimport torch\nif torch.distributed.is_initialized(): torch.distributed.destroy_process_group()\n")  # threads of a group that is left open may abort the interpreter's end
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
@@ -41,6 +41,57 @@ def two_processes(script: Path, text: str) -> str:  # what they printed
 def metakd_in_two_processes(folder: Path, *args: str) -> None:
     "The command `metakd ...`; training makes sure that there are two."
     two_processes(folder / "two.py", METAKD.format(args=list(args)))
+
+
+def say_if_equal(name: str, method) -> None:
+    "In a script for `two_processes`: print `equal` where both have the same weights."
+    import torch
+
+    mine = torch.cat([q.detach().flatten() for q in method.parameters()])
+    first = mine.clone()
+    torch.distributed.broadcast(first, 0)
+    assert torch.distributed.get_world_size() == 2 and mine.isfinite().all() and torch.equal(mine, first), name  # every player is stepped with the gradients of both processes
+    print("equal", name)
+
+
+def log(run: Path | str):
+    "A run's log, without what is different every time."
+    import pandas as pd
+
+    return pd.read_csv(Path(run) / "log.csv").drop(columns="seconds")
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    "Two folders hold the same log and the same weights, to the bit."
+    import pandas as pd
+    import safetensors.torch
+    import torch
+
+    pd.testing.assert_frame_equal(log(a), log(b), check_exact=True)
+    weights, others = (safetensors.torch.load_file(x / "weights.safetensors") for x in (a, b))
+    assert weights.keys() == others.keys() and all(torch.equal(weights[k], others[k]) for k in weights)
+
+
+def with_rubbish(batch, rubbish: float = float("nan")):
+    "The same batch with rubbish where nothing is."
+    import torch
+
+    return batch._replace(x={m: torch.where(batch.available[:, k].view(-1, *[1] * (v.ndim - 1)), v, rubbish) for k, (m, v) in enumerate(batch.x.items())})
+
+
+def assert_nothing_absent_is_read(method, batch, rubbish: float = float("nan")) -> None:
+    "The training loss does not depend on what stands where nothing is, and its gradients are finite."
+    import torch
+
+    seen = []
+    for b in (batch, with_rubbish(batch, rubbish)):
+        torch.manual_seed(1)
+        method.zero_grad()
+        loss, _ = method.training_loss(b)
+        loss.backward()
+        assert all(q.grad is None or q.grad.isfinite().all() for q in method.parameters())
+        seen.append(loss.item())
+    assert seen[0] == seen[1]
 
 
 @pytest.fixture

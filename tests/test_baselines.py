@@ -8,11 +8,10 @@ from dataclasses import dataclass
 
 import pandas as pd
 import pytest
-import safetensors.torch
 import torch
 from torch import Tensor
 
-from conftest import two_processes
+from conftest import assert_nothing_absent_is_read, assert_same_run, two_processes
 from metakd import experiments
 from metakd.experiments import AudioVision, AudioVisionRecipe, Entry, build_model, run, table2, table2_jobs
 from metakd.modalities import Batch, MetakdError, all_subsets
@@ -53,10 +52,7 @@ def test_sigkill_then_resume_gives_the_same_bits(name, tmp_path):
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL and not (killed / "weights.safetensors").exists()
     fit(prepared(name), killed, resume=True)
-    a, b = (pd.read_csv(f / "log.csv").drop(columns="seconds") for f in (whole, killed))
-    pd.testing.assert_frame_equal(a, b, check_exact=True)
-    a, b = (safetensors.torch.load_file(f / "weights.safetensors") for f in (whole, killed))
-    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    assert_same_run(whole, killed)
 
 
 @pytest.mark.parametrize("name", BASELINES)
@@ -68,17 +64,13 @@ def test_half_precision(name):
 
 def test_two_processes_stay_equal(tmp_path):
     said = two_processes(tmp_path / "two.py", f"""
-import torch
+from conftest import say_if_equal
 from metakd.experiments import AudioVision, AudioVisionRecipe
 from metakd.training import train
 for name in {BASELINES!r}:
     p = AudioVision(name, "image", 0.2).prepare(AudioVisionRecipe(epochs=2))
     train(p.method, p.task, p.recipe, p.train, p.validation, p.asked, progress=False)
-    mine = torch.cat([q.detach().flatten() for q in p.method.parameters()])
-    first = mine.clone()
-    torch.distributed.broadcast(first, 0)
-    assert torch.distributed.get_world_size() == 2 and mine.isfinite().all() and torch.equal(mine, first), name  # every player is stepped with the gradients of both processes
-    print("equal", name)
+    say_if_equal(name, p.method)
 """)
     assert said.count("equal") == 2 * len(BASELINES)
 
@@ -105,17 +97,7 @@ def test_three_modalities_any_subset_and_nothing_absent_is_read(name):
     method.setup(data)
     for progress in (0.0, 0.9):
         method.train().progress = progress
-        incomplete = data.take(~available.all(1))
-        dirty = Batch({m: torch.where(incomplete.available[:, i].view(-1, 1, 1, 1), v, float("nan")) for i, (m, v) in enumerate(incomplete.x.items())}, incomplete.available, incomplete.y)
-        seen = []
-        for batch in (incomplete, dirty):  # without any complete sample, and with rubbish where nothing is
-            torch.manual_seed(1)
-            method.optimizers["network"].zero_grad()
-            loss, _ = method.training_loss(batch)
-            loss.backward()
-            assert all(q.grad is None or q.grad.isfinite().all() for q in method.parameters())
-            seen.append(loss.item())
-        assert seen[0] == seen[1]
+        assert_nothing_absent_is_read(method, data.take(~available.all(1)))  # without any complete sample
     method.eval()
     full = torch.ones(42, 3, dtype=torch.bool)
     logits = method.predict_subsets(data.x, full, all_subsets(3))

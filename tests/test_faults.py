@@ -4,15 +4,11 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-import pandas as pd
 import psutil
 import pytest
-import safetensors.torch
-import torch
 
-from conftest import hears_ctrl_c, metakd_in_two_processes
+from conftest import assert_same_run, hears_ctrl_c, log, metakd_in_two_processes
 
 BASE = ["train", "audiovision", "--rate", "0.2", "--recipe.epochs", "5", "--checkpoint-seconds", "0"]
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -26,10 +22,6 @@ def finish(out, *more, **options):
     done = subprocess.run(command(out, *more), env=ENV, capture_output=True, text=True, timeout=240, **options)
     assert done.returncode == 0, done.stderr[-2000:]
     return done
-
-
-def log(out):
-    return pd.read_csv(Path(out) / "log.csv").drop(columns="seconds")
 
 
 def wait_for_checkpoint(process, out, step):
@@ -49,12 +41,6 @@ def whole(tmp_path_factory):
     return out
 
 
-def same_result(a, b):
-    pd.testing.assert_frame_equal(log(a), log(b), check_exact=True)
-    wa, wb = (safetensors.torch.load_file(x / "weights.safetensors") for x in (a, b))
-    assert wa.keys() == wb.keys() and all(torch.equal(wa[k], wb[k]) for k in wa)
-
-
 def test_sigkill_in_mid_epoch_then_resume_gives_the_same_bits(whole, tmp_path):
     out = tmp_path / "run"
     process = subprocess.Popen(command(out), env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -64,7 +50,7 @@ def test_sigkill_in_mid_epoch_then_resume_gives_the_same_bits(whole, tmp_path):
     assert process.wait() == -signal.SIGKILL
     assert not (out / "weights.safetensors").exists()
     finish(out, "--resume")
-    same_result(whole, out)
+    assert_same_run(whole, out)
 
 
 def test_ctrl_c_leaves_a_checkpoint_and_resumes(whole, tmp_path):
@@ -78,7 +64,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_resumes(whole, tmp_path):
     assert process.returncode == 130 and "stopped at step" in errors and "Traceback" not in errors
     assert list((out / "checkpoints").glob("step-*"))
     finish(out, "--resume")
-    same_result(whole, out)
+    assert_same_run(whole, out)
 
 
 def test_full_disk_keeps_the_last_good_checkpoint(tmp_path):

@@ -8,12 +8,10 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import pandas as pd
 import pytest
-import safetensors.torch
 import torch
 
-from conftest import two_processes
+from conftest import assert_nothing_absent_is_read, assert_same_run, two_processes
 from metakd.cli import main
 from metakd.data.brats import find_cases
 from metakd.modalities import Batch, all_subsets
@@ -63,16 +61,7 @@ def test_every_subset_and_nothing_absent_is_read(name):
     method.progress = 0.9
     available = all_subsets(4)[[0, 2, 5, 9, 12, 13]]
     x, y = {m: torch.randn(6, 1, 16, 16, 16) for m in method.modalities}, (torch.rand(6, 3, 16, 16, 16) < 0.2).float()
-    dirty = {m: torch.where(available[:, k, None, None, None, None], v, float("nan")) for k, (m, v) in enumerate(x.items())}
-    seen = []
-    for inputs in (x, dirty):  # rubbish where nothing is, and no sample that has everything
-        torch.manual_seed(1)
-        method.zero_grad()
-        loss, _ = method.training_loss(Batch(inputs, available, y))
-        loss.backward()
-        assert all(q.grad is None or q.grad.isfinite().all() for q in method.parameters())
-        seen.append(loss.item())
-    assert seen[0] == seen[1]
+    assert_nothing_absent_is_read(method, Batch(x, available, y))  # no sample has everything
     method.eval()
     with torch.inference_mode():
         all_there = torch.ones(6, 4, dtype=torch.bool)
@@ -121,26 +110,19 @@ def test_sigkill_then_resume_gives_the_same_bits(name, cohort, split, runs, tmp_
     process.join()
     assert process.exitcode == -signal.SIGKILL and not (killed / "weights.safetensors").exists()
     fit(prepared(cohort, split, name), killed, resume=True)
-    a, b = (pd.read_csv(f / "log.csv").drop(columns="seconds") for f in (runs / name, killed))
-    pd.testing.assert_frame_equal(a, b, check_exact=True)
-    a, b = (safetensors.torch.load_file(f / "weights.safetensors") for f in (runs / name, killed))
-    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    assert_same_run(runs / name, killed)
 
 
 def test_two_processes_stay_equal(cohort, split, tmp_path):
     said = two_processes(tmp_path / "two.py", f"""
-import torch
+from conftest import say_if_equal
 from metakd.segmentation import Brats
 from metakd.training import train
 for name in {METHODS!r}:
     experiment = Brats({str(cohort)!r}, name, {str(split)!r}, {str(cohort.parent / "cache")!r})
     p = experiment.prepare(experiment.recipe_type()(**{ {**SMALL, "epochs": 1}!r}))
     train(p.method, p.task, p.recipe, p.train, p.validation, p.asked, progress=False, meta=p.meta)
-    mine = torch.cat([q.detach().flatten() for q in p.method.parameters()])
-    first = mine.clone()
-    torch.distributed.broadcast(first, 0)
-    assert torch.distributed.get_world_size() == 2 and mine.isfinite().all() and torch.equal(mine, first), name
-    print("equal", name)
+    say_if_equal(name, p.method)
 """)
     assert said.count("equal") == 2 * len(METHODS)
 

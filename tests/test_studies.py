@@ -7,10 +7,9 @@ import time
 
 import pandas as pd
 import pytest
-import safetensors.torch
 import torch
 
-from conftest import two_processes
+from conftest import assert_nothing_absent_is_read, assert_same_run, two_processes, with_rubbish
 from metakd.cli import main
 from metakd.modalities import Batch, all_subsets
 from metakd.studies import Study
@@ -18,6 +17,7 @@ from metakd.tasks import Classification
 from metakd.training import train
 
 METHODS = list(Study.methods())
+TRAINED = [m for m in METHODS if m != "HistGradientBoosting"]  # step by step
 SHAPES = {"scan": (1, 8, 8, 8), "blood": (7,), "genes": (20,), "picture": (1, 16, 16)}
 SMALL = {"epochs": 3, "batch_size": 64, "feature_size": 16}
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -35,43 +35,33 @@ def fit(name, out=None, **options):
 
 
 def test_there_are_all():
-    assert METHODS == ["MeanInput", "ZeroFill", "Flex-MoE", "NoKD", "MetaKD"]
+    assert METHODS == ["MeanInput", "ZeroFill", "HistGradientBoosting", "Flex-MoE", "NoKD", "MetaKD"]
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", TRAINED)
 def test_every_subset_and_nothing_absent_is_read(name):
     torch.manual_seed(0)
     available, y = all_subsets(4), torch.arange(15) % 3
     x = {m: torch.randn(15, *s) for m, s in SHAPES.items()}
     x["blood"][available[:, 1].nonzero()[0], 2] = float("nan")  # a single unknown value is no absent modality
-    dirty = {m: torch.where(available[:, k].view(-1, *[1] * len(SHAPES[m])), v, float("inf")) for k, (m, v) in enumerate(x.items())}
-    method = Study(method=name).entry().build(SHAPES, Classification(3), recipe(name))
-    seen = []
-    for inputs in (x, dirty):
-        batch = Batch(inputs, available, y)
-        method.train().setup(batch)
-        torch.manual_seed(1)
-        method.zero_grad()
-        loss, _ = method.training_loss(batch)
-        loss.backward()
-        assert all(p.grad is None or p.grad.isfinite().all() for p in method.parameters())
-        seen.append(loss.item())
-    assert seen[0] == seen[1]
+    method, batch, scales = Study(method=name).entry().build(SHAPES, Classification(3), recipe(name)), Batch(x, available, y), []
+    for b in (with_rubbish(batch, float("inf")), batch):
+        method.setup(b)
+        scales.append({k: v.clone() for k, v in method.named_buffers()})
+    assert scales[0] and all(torch.equal(scales[0][k], scales[1][k]) for k in scales[0])
+    assert_nothing_absent_is_read(method, batch, float("inf"))
     method.eval()
     with torch.inference_mode():
         answers = method.predict_subsets(x, torch.ones(15, 4, dtype=torch.bool), available)
         for s in (0, 6, 14): torch.testing.assert_close(answers[s], method.predict(x, available[s].expand(15, -1)), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", TRAINED)
 def test_stopped_anywhere_then_resumed_gives_the_same_bits(name, tmp_path):
     for out, stops in ((tmp_path / "whole", ()), (tmp_path / "parts", (2, 4, 7))):
         for stop in stops: fit(name, out, resume=True, stop_after=stop)
         fit(name, out, resume=True)
-    a, b = (pd.read_csv(tmp_path / f / "log.csv").drop(columns="seconds") for f in ("whole", "parts"))
-    pd.testing.assert_frame_equal(a, b, check_exact=True)
-    a, b = (safetensors.torch.load_file(tmp_path / f / "weights.safetensors") for f in ("whole", "parts"))
-    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_sigkill_then_resume(tmp_path):
@@ -86,23 +76,17 @@ def test_sigkill_then_resume(tmp_path):
     assert process.wait() == -signal.SIGKILL and not (killed / "weights.safetensors").exists()
     main([*command, str(killed), "--resume"])
     main([*command, str(tmp_path / "whole")])
-    a, b = (safetensors.torch.load_file(f / "weights.safetensors") for f in (killed, tmp_path / "whole"))
-    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert_same_run(killed, tmp_path / "whole")
 
 
 def test_two_processes_stay_equal(tmp_path):
-    said = two_processes(tmp_path / "two.py", f"""
-import sys, torch
-sys.path.insert(0, {os.path.dirname(__file__)!r})
-from test_studies import METHODS, fit
-for name in METHODS:
-    mine = torch.cat([q.detach().flatten() for q in fit(name).method.parameters()])
-    first = mine.clone()
-    torch.distributed.broadcast(first, 0)
-    assert torch.distributed.get_world_size() == 2 and mine.isfinite().all() and torch.equal(mine, first), name
-    print("equal", name)
+    said = two_processes(tmp_path / "two.py", """
+from conftest import say_if_equal
+from test_studies import TRAINED, fit
+for name in TRAINED:
+    say_if_equal(name, fit(name).method)
 """)
-    assert said.count("equal") == 2 * len(METHODS)
+    assert said.count("equal") == 2 * len(TRAINED)
 
 
 def test_from_a_folder_to_a_table(tmp_path, capsys):
@@ -121,7 +105,8 @@ def test_from_a_folder_to_a_table(tmp_path, capsys):
 
 @pytest.mark.parametrize("args, message", [
     (["train", "study", "--data", "nowhere", "--out", "{out}"], "unknown study 'nowhere': choose digits, alzheimer, clinic, or a folder"),
-    (["study", "--methods", "GAN", "--out", "{out}"], "unknown method 'GAN': choose MeanInput, ZeroFill, Flex-MoE, NoKD, MetaKD"),
+    (["study", "--methods", "GAN", "--out", "{out}"], "unknown method 'GAN': choose MeanInput, ZeroFill, HistGradientBoosting, Flex-MoE, NoKD, MetaKD"),
+    (["train", "study", "--data", "alzheimer", "--method", "HistGradientBoosting", "--out", "{out}"], "what it learns is not in its weights"),
     (["study", "--hidden", "1.5", "--out", "{out}"], "hidden = 1.5 is not in 0..1"),
     (["clinic", "--out", "{full}"], "is not empty; choose a new folder"),
     (["adni", "--data", "{full}", "--out", "{out}"], "label.csv: not readable"),

@@ -150,9 +150,8 @@ class SMIL(Supervised):
     @torch.no_grad()
     def find_priors(self) -> None:
         "From the features of every complete sample, as they are now."
-        device = next(self.parameters()).device
         with evaluating(self.model):
-            features = [self.model.encode(b.x, b.available)[-1] for b in (b.to(device) for b in self.complete.data.whole())]
+            features = [self.model.encode(b.x, b.available)[-1] for b in (b.to(self.device) for b in self.complete.data.whole())]
         self.model.impute_deepest.find_priors(torch.cat(features), self.recipe.seed)
 
     def training_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
