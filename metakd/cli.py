@@ -36,7 +36,7 @@ from metakd.experiments import (
 from .inference import patients_in, predict
 from .modalities import MetakdError, MetakdWarning, atomic_write
 from .segmentation import CASES, REFERENCE, Brats, paper_view, table1, table1_gains, table1_summary, table1_view
-from .studies import PAPER_ADNI, Study, read_study, studies, study_view
+from .studies import KEY, METRICS, PAPER_ADNI, SUBSETS, Study, read_study, studies, study_view, subsets_view
 from .tasks import Recipe
 from .training import json_bytes, load_weights, train as train_method
 
@@ -307,6 +307,9 @@ def study_command(
     runs = studies(out, Study(data, hidden=hidden, folds=folds), recipe, methods, seeds, jobs)
     print(f"{data}, {hidden:.0%} of the entries hidden, {seeds} runs of each method; %, mean ± 95 % interval; p: MetaKD is not better")
     print(study_view(runs).to_string())
+    rows = read_runs(out / SUBSETS).merge(runs[KEY])
+    if rows.subset.nunique() < 16:
+        for metric in METRICS: print(f"\n{metric.replace('_', ' ')}, %, mean over seeds"); print(subsets_view(rows, metric).round(1).to_string())
     if set(read_study(data)[0]) <= set(MODALITIES):
         print("the paper, on ADNI itself, mean over subsets in %: " + "; ".join(f"{m} accuracy {a}, macro F1 {f}" for m, (a, f) in PAPER_ADNI.items()) + " (second-hand). Other data, another split: not to be compared digit by digit.")
 

@@ -75,16 +75,18 @@ def evaluate_present(
 def mean_interval(
     values: Sequence[float],  # one a seed
     level: float = 0.95,
+    shared: float = 0.0,  # where every run splits the same people anew: how many are tested for one who is not
 ) -> tuple[float, float]:  # mean, half the width of the interval (nan for a single value)
-    "Student's t interval for the mean."
+    "Student's t interval for the mean; with `shared`, Nadeau and Bengio's (2003)."
     v = np.asarray(values, dtype=float)
     if len(v) < 2: return float(v.mean()), float("nan")
-    return float(v.mean()), float(scipy.stats.t.ppf((1 + level) / 2, len(v) - 1) * v.std(ddof=1) / np.sqrt(len(v)))
+    return float(v.mean()), float(scipy.stats.t.ppf((1 + level) / 2, len(v) - 1) * v.std(ddof=1) * np.sqrt(1 / len(v) + shared))
 
 
 def paired_p(
     a: Sequence[float],  # one a seed (or a case), in the same order as b
     b: Sequence[float],
+    shared: float = 0.0,  # as for `mean_interval`
 ) -> float:
     "One-tailed paired t-test: the probability of a mean difference a - b at least this large if there were none."
     a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
@@ -92,7 +94,7 @@ def paired_p(
     d = a - b
     if len(d) < 2: return float("nan")
     if np.ptp(d) == 0: return 0.0 if d[0] > 0 else 0.5 if d[0] == 0 else 1.0  # no spread: t is infinite, or undefined at 0
-    return float(scipy.stats.ttest_rel(a, b, alternative="greater").pvalue)
+    return float(scipy.stats.t.sf(d.mean() / (d.std(ddof=1) * np.sqrt(1 / len(d) + shared)), len(d) - 1))
 
 # %% ../nbs/32_evaluation.ipynb #1e01440d
 def summarise(

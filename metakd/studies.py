@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ANY_SHAPE', 'STUDIES', 'METRICS', 'PAPER_ADNI', 'RUNS', 'SUBSETS', 'CURVES', 'KEY', 'StudyRecipe', 'StudyMetaKD',
            'build_zero', 'MeanInput', 'build_mean_input', 'Boosted', 'build_boosted', 'read_study', 'Study', 'fold',
-           'result_rows', 'study_run', 'study_done', 'studies', 'study_view']
+           'result_rows', 'study_run', 'study_done', 'studies', 'study_view', 'subsets_view']
 
 # %% ../nbs/39_studies.ipynb #39c40005
 import warnings
@@ -46,6 +46,8 @@ class StudyRecipe(ClassifierRecipe):
     "Epochs between two validations; the last epoch always has one."
     feature_size: int = 64
     "Width C of one modality's feature."
+    balanced: bool = True
+    "Every class weighs the same in the loss, however rare; it does in balanced accuracy, which selects the weights."
 
 
 @dataclass(frozen=True)
@@ -94,10 +96,10 @@ def build_mean_input(shapes: Mapping[str, Sequence[int]], task: Task, recipe: Cl
 class Boosted(Method):
     "scikit-learn's histogram gradient boosting, all modalities side by side."
 
-    def __init__(self, shapes: Mapping[str, Sequence[int]], seed: int = 0):
+    def __init__(self, shapes: Mapping[str, Sequence[int]], **options):
         from sklearn.ensemble import HistGradientBoostingClassifier
         super().__init__()
-        self.modalities, self.shapes, self.optimizers, self.trees = tuple(shapes), dict(shapes), {}, HistGradientBoostingClassifier(random_state=seed)
+        self.modalities, self.shapes, self.optimizers, self.trees = tuple(shapes), dict(shapes), {}, HistGradientBoostingClassifier(**options)
 
     def table(self, x: dict[str, Tensor], available: Tensor) -> np.ndarray:  # [B, all columns], NaN where missing
         return torch.cat([torch.where(available[:, [k]], x[m].flatten(1), torch.nan) for k, m in enumerate(self.modalities)], 1).numpy()
@@ -110,9 +112,9 @@ class Boosted(Method):
         return torch.from_numpy(self.trees.predict_proba(self.table(x, available))).clamp(min=1e-9).log()
 
 
-def build_boosted(shapes: Mapping[str, Sequence[int]], task: Task, recipe: Recipe) -> Boosted:
-    "Of the recipe it needs the seed."
-    return Boosted(shapes, recipe.seed)
+def build_boosted(shapes: Mapping[str, Sequence[int]], task: Task, recipe: StudyRecipe) -> Boosted:
+    "Of the recipe it needs the seed, and whether classes weigh the same."
+    return Boosted(shapes, random_state=recipe.seed, class_weight="balanced" if recipe.balanced else None)
 
 
 ANY_SHAPE: dict[str, Entry] = {
@@ -158,8 +160,9 @@ class Study(Experiment):
         "Align, hide, split, build."
         views, y = read_study(self.data)
         samples = hide(align(views, y), self.hidden, recipe.seed // self.folds if self.folds else recipe.seed)
-        recipe, task = self.recipe_for(self.method, recipe), Classification(len(samples.classes), METRICS)
         training, validation, test = (samples.at(ids) for ids in self.split(samples, y, recipe.seed).values())
+        recipe = self.recipe_for(self.method, recipe)
+        task = Classification(len(samples.classes), METRICS, training.y if recipe.balanced else None)
         torch.manual_seed(recipe.seed)
         return Prepared(self.entry().build(samples.shapes, task, recipe), task, recipe, training, validation, test, validation, None, self.data)
 
@@ -239,13 +242,24 @@ def study_view(
     metrics: Sequence[str] = ("balanced_accuracy", "accuracy", "f1", "auc", "present_balanced_accuracy", "present_f1"),
     method: str = "MetaKD",
 ) -> pd.DataFrame:  # methods by metrics: mean ± half-width of the 95 % interval in %, and p that `method` is not better
-    "One study. Folds of one shuffling share training samples, so the intervals over them are too narrow; p-values as well."
-    table, best = {}, runs[runs.method == method].set_index("seed")
+    "One study."
+    table, best, folds = {}, runs[runs.method == method].set_index("seed"), runs.folds.iloc[0]
+    shared = 1 / (folds - 1) if folds else 0.15 / 0.85
     for name in [m for m in Study.methods() if m in set(runs.method)]:
         own, row = runs[runs.method == name].set_index("seed"), {}
         for metric in metrics:
-            mean, half = mean_interval(own[metric])
+            mean, half = mean_interval(own[metric], shared=shared)
             both = best.index.intersection(own.index)
-            row[metric] = f"{mean:.1f}" + (f" ± {half:.1f}" if len(own) > 1 else "") + (f" (p {paired_p(best[metric][both], own[metric][both]):.3f})" if name != method and len(both) > 1 else "")
+            row[metric] = f"{mean:.1f}" + (f" ± {half:.1f}" if len(own) > 1 else "") + (f" (p {paired_p(best[metric][both], own[metric][both], shared):.3f})" if name != method and len(both) > 1 else "")
         table[name] = row
     return pd.DataFrame(table).T
+
+
+def subsets_view(
+    subsets: pd.DataFrame,  # rows of one study, from SUBSETS
+    metric: str = "f1",
+) -> pd.DataFrame:  # subsets by methods: mean over seeds in %
+    "How each method answers from each subset of modalities; the last row is the mean over subsets."
+    table = subsets.pivot_table(index="subset", columns="method", values=metric, sort=False)
+    table = table.sort_index(key=lambda names: names.str.count(r"\+"), kind="stable")[[m for m in Study.methods() if m in table]]
+    return pd.concat([table, table.mean().to_frame("mean over subsets").T]).rename_axis("subset")

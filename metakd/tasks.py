@@ -61,13 +61,16 @@ class Classification(Task):
         self,
         classes: int,
         metrics: Iterable[str] = ("accuracy",),  # of `known`; the first is the one to select by
+        y: Tensor | None = None,  # labels of training samples: each class then weighs the same in the loss, however rare it is
     ):
         for m in metrics:
             if m not in self.known: raise MetakdError(f"unknown metric '{m}': choose from {', '.join(self.known)}")
         self.classes, self.names, self.main_metric = classes, tuple(metrics), next(iter(metrics))
+        self.weight = None if y is None else len(y) / (classes * y.bincount(minlength=classes).clamp(min=1))  # of a sample of each class; 1 on average
 
     def loss(self, logits: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(logits, y)
+        if self.weight is None: return F.cross_entropy(logits, y)
+        return (F.cross_entropy(logits, y, reduction="none") * self.weight.to(y.device)[y]).mean()
 
     def scores(self, logits: Tensor, y: Tensor) -> dict[str, Tensor]:
         return {"probability": logits.float().softmax(1), "y": y}
