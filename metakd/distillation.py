@@ -39,14 +39,15 @@ class ImportanceWeights(nn.Module):
 def distillation_loss(
     features: Tensor,  # [B, M, C, ...] the level to align, as encoded (not imputed)
     available: Tensor,  # [B, M] bool
-    w: Tensor,  # [M] importance weights; no gradient reaches them from here
+    w: Tensor,  # [M] importance weights
     distance: Literal["l1", "mse"] = "l1",
+    teachers: Tensor | None = None,  # [B, M, C, ...] what to learn from; None: the same features, held fixed
 ) -> Tensor:  # []
     "Equation (5), summed over ordered pairs of modalities that are both present, mean over the batch."
     if distance not in ("l1", "mse"): raise MetakdError(f"unknown distance '{distance}': choose l1 or mse")
-    w, total = w.detach(), features.new_zeros(())
+    total, teachers = features.new_zeros(()), features.detach() if teachers is None else teachers
     for i, j in permutations(range(features.shape[1]), 2):  # i teaches j
-        difference = features[:, i].detach() - features[:, j]
+        difference = teachers[:, i] - features[:, j]
         d = difference.abs() if distance == "l1" else difference.square()
         both = available[:, i] & available[:, j]
         total = total + w[i] / w[j] * torch.where(both, d.flatten(1).mean(1), 0).sum()

@@ -40,11 +40,15 @@ class Task:
         raise NotImplementedError
 
 
-def torchmetric(name: str, **options) -> Callable[[Tensor, Tensor, int], Tensor]:
-    "One of torchmetrics' functions, imported when it is needed: from (probability [N, classes], y [N], classes)."
+def torchmetric(name: str) -> Callable[[Tensor, Tensor, int], Tensor]:
+    "The mean of one of torchmetrics' functions over the classes that occur: from (probability [N, classes], y [N], classes). NaN where there is nothing to tell apart."
     def metric(probability, y, classes):
         from torchmetrics.functional import classification
-        return getattr(classification, f"multiclass_{name}")(probability, y, classes, **options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of classes that do not occur
+            each = getattr(classification, f"multiclass_{name}")(probability, y, classes, average="none")
+        there = y.unique()
+        return each[there].mean() if len(there) > 1 else each.new_tensor(torch.nan)
     return metric
 
 
@@ -52,9 +56,9 @@ class Classification(Task):
     "One of `classes` labels a sample; `y` is [B] integers."
     known = {
         "accuracy": lambda probability, y, classes: (probability.argmax(1) == y).double().mean(),
-        "balanced_accuracy": torchmetric("recall", average="macro"),  # the mean over classes: a rare one counts as much as a common one
-        "f1": torchmetric("f1_score", average="macro"),
-        "auc": torchmetric("auroc", average="macro"),  # one class against the rest
+        "balanced_accuracy": torchmetric("recall"),  # the mean over classes: a rare one counts as much as a common one
+        "f1": torchmetric("f1_score"),
+        "auc": torchmetric("auroc"),  # one class against the rest
     }
 
     def __init__(

@@ -28,8 +28,8 @@ def recipe(name, **changes):
     return Study(method=name).recipe_type()(**{**SMALL, **own, **changes})
 
 
-def fit(name, out=None, **options):
-    p = Study("alzheimer", name, 0.3, 5).prepare(recipe(name))
+def fit(name, out=None, own={}, **options):
+    p = Study("alzheimer", name, 0.3, 5).prepare(recipe(name, **own))
     train(p.method, p.task, p.recipe, p.train, p.validation, p.asked, out, progress=False, checkpoint_seconds=0, meta=p.meta, **options)
     return p
 
@@ -56,11 +56,11 @@ def test_every_subset_and_nothing_absent_is_read(name):
         for s in (0, 6, 14): torch.testing.assert_close(answers[s], method.predict(x, available[s].expand(15, -1)), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", TRAINED)
-def test_stopped_anywhere_then_resumed_gives_the_same_bits(name, tmp_path):
+@pytest.mark.parametrize("name, own", [*((m, {}) for m in TRAINED), *(("MetaKD", {"hypergradient": h, "inner_steps": 2, "meta_every": 1}) for h in ("unrolled", "implicit"))])
+def test_stopped_anywhere_then_resumed_gives_the_same_bits(name, own, tmp_path):
     for out, stops in ((tmp_path / "whole", ()), (tmp_path / "parts", (2, 4, 7))):
-        for stop in stops: fit(name, out, resume=True, stop_after=stop)
-        fit(name, out, resume=True)
+        for stop in stops: fit(name, out, own, resume=True, stop_after=stop)
+        fit(name, out, own, resume=True)
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
@@ -83,10 +83,10 @@ def test_two_processes_stay_equal(tmp_path):
     said = two_processes(tmp_path / "two.py", """
 from conftest import say_if_equal
 from test_studies import TRAINED, fit
-for name in TRAINED:
-    say_if_equal(name, fit(name).method)
+for name in TRAINED: say_if_equal(name, fit(name).method)
+say_if_equal("unrolled", fit("MetaKD", own={"hypergradient": "unrolled", "inner_steps": 2}).method)
 """)
-    assert said.count("equal") == 2 * len(TRAINED)
+    assert said.count("equal") == 2 * (len(TRAINED) + 1)
 
 
 def test_from_a_folder_to_a_table(tmp_path, capsys):
