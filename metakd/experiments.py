@@ -33,6 +33,7 @@ from tqdm.auto import tqdm
 from . import baselines
 from .data.audiovision import MODALITIES, SHAPES, load, setting
 from .evaluation import evaluate, mean_interval, paired_p, summarise
+from .imputation import make_imputer
 from .meta import MetaKD, MetaKDRecipe
 from .modalities import MetakdError, Source, atomic_write, select, subset_name
 from .model import MultimodalModel, Supervised, classifier
@@ -52,6 +53,8 @@ class ClassifierRecipe(Recipe):
     "Width between the two fully connected layers of the head. SMIL's code: 64."
     dropout: float = 0.5
     "Before each fully connected layer of the head. SMIL's code: 0.5 to 0.6."
+    impute: Literal["mean", "zero", "linear", "generator"] = "mean"
+    "What stands in for a missing feature (chapter 21). Paper: the mean of the present ones."
 
     def ranges(self) -> dict[str, bool]:
         return super().ranges() | {"feature_size": self.feature_size >= 1, "hidden": self.hidden >= 1, "dropout": 0 <= self.dropout < 1}
@@ -88,7 +91,8 @@ class Entry:
 
 def build_model(shapes: Mapping[str, Sequence[int]], task: Task, recipe: ClassifierRecipe) -> MultimodalModel:
     "The encoders and the head that all rows share."
-    return classifier(shapes, task.classes, recipe.feature_size, recipe.hidden, recipe.dropout, recipe.normalise)
+    impute = make_imputer(recipe.impute, len(shapes), recipe.feature_size)
+    return classifier(shapes, task.classes, recipe.feature_size, recipe.hidden, recipe.dropout, recipe.normalise, impute)
 
 
 def build_supervised(shapes: Mapping[str, Sequence[int]], task: Task, recipe: ClassifierRecipe) -> Supervised:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .distillation import ImportanceWeights, distillation_loss, pair_share, spread
-from .modalities import Batch, Source, expand_to
+from .modalities import Batch, MetakdError, Source, expand_to
 from .model import MultimodalModel, Supervised
 from .tasks import Recipe, Task
 
@@ -97,6 +97,10 @@ class MetaKDRecipe(Recipe):
     "Learning rate of Adam for the raw importance weights. The authors' code: 1e-2."
     meta_weight_decay: float = 1e-2
     "Of Adam, for the raw importance weights. Published: ? (5e-4 for segmentation)"
+    weights: tuple[float, ...] = ()
+    "Fixed importance weights, one a modality, in the place of learned ones; then there is no upper level. Empty: learned."
+    shuffled: bool = False
+    "A control: each modality teaches with the weight of the one before it."
     hypergradient: Literal["first_order", "unrolled", "implicit"] = "first_order"
     "How the upper level is differentiated: the network held fixed, as in the authors' code; through `inner_steps` steps of the lower level; or at its fixed point."
     inner_steps: int = 1
@@ -107,6 +111,7 @@ class MetaKDRecipe(Recipe):
     def ranges(self) -> dict[str, bool]:
         return super().ranges() | {
             "alpha": self.alpha >= 0, "distill_from": 0 <= self.distill_from <= 1, "meta_every": self.meta_every >= 1, "meta_lr": self.meta_lr > 0, "meta_weight_decay": self.meta_weight_decay >= 0,
+            "weights": all(w > 0 for w in self.weights),
             "hypergradient": self.hypergradient in ("first_order", "unrolled", "implicit"), "inner_steps": self.inner_steps >= 1, "inner_lr": self.inner_lr > 0,
         }
 
@@ -125,7 +130,8 @@ class MetaKD(Supervised):
         self.importance = ImportanceWeights(len(self.modalities), recipe.normalisation)
         self.optimizers["importance"] = torch.optim.Adam(self.importance.parameters(), recipe.meta_lr, weight_decay=recipe.meta_weight_decay)
         self.pair_share = 1.0
-        if recipe.alpha > 0 and len(self.modalities) > 1: self.meta_step = self._meta_step
+        if recipe.weights and len(recipe.weights) != len(self.modalities): raise MetakdError(f"{len(recipe.weights)} fixed weights for {len(self.modalities)} modalities ({', '.join(self.modalities)})")
+        if recipe.alpha > 0 and len(self.modalities) > 1 and not recipe.weights: self.meta_step = self._meta_step
 
     def setup(self, data: Source) -> None:
         "Count the pairs, so that equation (5) does not fade where they are few."
@@ -135,7 +141,8 @@ class MetaKD(Supervised):
     def training_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         "The lower level of equation (4), w fixed."
         self.batch = batch
-        return self.lower_loss(batch, self.importance().detach())
+        w = torch.tensor(self.recipe.weights, device=batch.available.device) if self.recipe.weights else self.importance().detach()
+        return self.lower_loss(batch, w)
 
     def lower_loss(self, batch: Batch, w: Tensor, teachers: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         "The lower level for any w, [M]; `teachers` as in `distillation_loss`."
@@ -143,9 +150,11 @@ class MetaKD(Supervised):
         logits = self.model.decode(self.model.impute(features, batch.available))
         loss = self.task.loss(logits, batch.y)
         logs = {"task": loss.detach()}
+        loss = loss + self.model.lesson(features, batch.available)
         if self.recipe.alpha > 0 and self.progress >= self.recipe.distill_from:
             m = len(self.modalities)
             pairs = self.pair_share * (m * (m - 1) if self.recipe.pairs == "mean" else 1)
+            if self.recipe.shuffled: w = w.roll(1)
             distillation = distillation_loss(features[-1], batch.available, w, self.recipe.distance, teachers) / pairs
             if self.recipe.relative: distillation = distillation / spread(features[-1], batch.available, self.recipe.distance)
             loss = loss + self.recipe.alpha * distillation

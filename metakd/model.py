@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from .imputation import impute_mean, impute_zero
+from .imputation import Imputer, impute_mean, impute_zero
 from .modalities import Batch, MetakdError, Source, expand_to
 from .networks import ConcatHead, Encoders, ReferenceDecoder, ReferenceEncoder, ResidualEncoder, UNetDecoder, encoder_for
 from .tasks import Method, Recipe, Task
@@ -43,6 +43,10 @@ class MultimodalModel(nn.Module):
         skips = self.impute_deepest if self.impute_skips is None else self.impute_skips
         return [*(skips(f, available) for f in features[:-1]), self.impute_deepest(features[-1], available)]
 
+    def lesson(self, features: list[Tensor], available: Tensor) -> Tensor | float:  # [], to be minimised
+        "What an imputation that learns (chapter 21) learns from; it moves the imputation alone. 0 for one that does not."
+        return self.impute_deepest.lesson(features[-1], available) if isinstance(self.impute_deepest, Imputer) else 0.0
+
     def decode(self, features: list[Tensor]) -> Tensor:
         "Logits from complete features: equation (3)."
         return self.decoder(features)
@@ -71,13 +75,14 @@ def classifier(
     hidden: int = 64,
     dropout: float = 0.5,
     normalise: bool = True,
+    impute: Callable[[Tensor, Tensor], Tensor] = impute_mean,  # chapter 21
     encoders: Mapping[str, nn.Module] | None = None,  # of your own, for some modalities: [N, *shape] -> [N, feature_size]
 ) -> MultimodalModel:
     "One encoder a modality, features of one size, and a fully connected head."
     own = encoders or {}
     if (odd := set(own) - set(shapes)): raise MetakdError(f"an encoder for '{min(odd)}', but the modalities are {', '.join(shapes)}")
     every = Encoders({m: own[m] if m in own else encoder_for(shape, feature_size, normalise) for m, shape in shapes.items()})
-    return MultimodalModel(every, ConcatHead(len(shapes), feature_size, classes, hidden, dropout), shapes=dict(shapes))
+    return MultimodalModel(every, ConcatHead(len(shapes), feature_size, classes, hidden, dropout), impute, shapes=dict(shapes))
 
 # %% ../nbs/22_model.ipynb #11d1510b
 def segmenter(
@@ -119,8 +124,9 @@ class Supervised(Method):
             if isinstance(part, Encoders): part.setup(data)
 
     def training_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        loss = self.task.loss(self.model(batch.x, batch.available), batch.y)
-        return loss, {"task": loss.detach()}
+        features = self.model.encode(batch.x, batch.available)
+        loss = self.task.loss(self.model.decode(self.model.impute(features, batch.available)), batch.y)
+        return loss + self.model.lesson(features, batch.available), {"task": loss.detach()}
 
     def predict(self, x: dict[str, Tensor], available: Tensor) -> Tensor:
         return self.model(x, available)

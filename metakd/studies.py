@@ -25,7 +25,6 @@ from .data.memory_clinic import simulate_clinic
 from .data.shipped import ad_data, multiple_features
 from .evaluation import evaluate, evaluate_present, mean_interval, paired_p
 from .experiments import ClassifierRecipe, Entry, Experiment, Prepared, build_metakd, build_model, build_supervised, has_run, keep_recipe, read_runs, sweep
-from .imputation import impute_zero
 from .meta import MetaKDRecipe
 from .modalities import MetakdError, MetakdWarning, Source, expand_to
 from .model import MultimodalModel, Supervised
@@ -64,8 +63,7 @@ class StudyMetaKD(MetaKDRecipe):
 
 def build_zero(shapes: Mapping[str, Sequence[int]], task: Task, recipe: ClassifierRecipe) -> Supervised:
     "Missing features stay zero."
-    model = build_model(shapes, task, recipe)
-    return Supervised(MultimodalModel(model.encoders, model.decoder, impute_zero, shapes=model.shapes), task, recipe)
+    return Supervised(build_model(shapes, task, replace(recipe, impute="zero")), task, recipe)
 
 # %% ../nbs/39_studies.ipynb #39c4000a
 class MeanInput(Supervised):
@@ -90,7 +88,7 @@ class MeanInput(Supervised):
 
 def build_mean_input(shapes: Mapping[str, Sequence[int]], task: Task, recipe: ClassifierRecipe) -> MeanInput:
     "Missing inputs are their training mean."
-    return MeanInput(build_model(shapes, task, recipe), task, recipe)
+    return MeanInput(build_model(shapes, task, replace(recipe, impute="mean")), task, recipe)
 
 # %% ../nbs/39_studies.ipynb #39c40032
 class Boosted(Method):
