@@ -106,20 +106,24 @@ class Encoders(nn.Module):
 
 # %% ../nbs/20_networks.ipynb #3d51aa02
 class Standardise(nn.Module):
-    "Zero mean and unit variance on the training samples; an unknown value (NaN) becomes the mean, a column that never changes becomes 0."
+    "Zero mean and unit variance on the training samples, entry by entry; an unknown value (NaN) becomes the mean, an entry that never changes becomes 0."
 
-    def __init__(self, columns: int | None = None):  # each on its own scale; None: all numbers of a sample on one
+    def __init__(
+        self,
+        shape: int | Sequence[int],  # of one sample
+        one_scale: bool = False,  # divide all entries by the same number
+    ):
         super().__init__()
-        self.columns = columns
-        self.register_buffer("mean", torch.zeros(columns or 1)); self.register_buffer("scale", torch.ones(columns or 1))
+        self.one_scale = one_scale
+        self.register_buffer("mean", torch.zeros(shape)); self.register_buffer("scale", torch.ones(shape))
 
     def setup(self, x: Tensor) -> None:  # [n, ...] training samples
         "Learn the scale."
-        rows = x.reshape(-1, self.columns or 1).double()
-        known = ~rows.isnan()
+        x, known = x.double(), ~x.isnan()
         n = known.sum(0).clamp(min=1)
-        mean = rows.nan_to_num().sum(0) / n
-        variance = torch.where(known, rows - mean, 0).square().sum(0) / n
+        mean = x.nan_to_num().sum(0) / n
+        variance = torch.where(known, x - mean, 0).square().sum(0) / n
+        if self.one_scale: variance = variance.mean().expand_as(variance)
         self.mean.copy_(mean); self.scale.copy_(torch.where(variance > 1e-12 * mean.square(), variance, torch.inf).rsqrt())
 
     def forward(self, x: Tensor) -> Tensor:  # [N, ...] -> the same
@@ -146,20 +150,22 @@ class PatchEmbedding(nn.Module):
 
 
 class VolumeEncoder(nn.Sequential):
-    "A volume to a feature: two 3D convolutions and a pooling, three times. No norm between them: how much grey matter there is must stay visible."
+    "A registered volume, less the mean of all, to a feature: two 3D convolutions and a pooling, three times. No norm between them: how much grey matter there is must stay visible."
 
     def __init__(
         self,
+        shape: Sequence[int],  # (1, depth, height, width)
         feature_size: int = 84,
         normalise: bool = True,
         widths: Sequence[int] = (8, 16, 32),  # Flex-MoE: 32, 64, 128
         pools: Sequence[int] = (2, 3),  # after the first and the second; the last averages all that is left. Flex-MoE, from 91 x 109 x 91: 2, 3, 4
     ):
-        layers = [Standardise()]
+        layers = [Standardise(shape, one_scale=True)]
         for k, (i, o) in enumerate(zip((1, *widths), widths)):
             layers += [nn.Conv3d(i, o, 3, padding=1), nn.ReLU(), nn.Conv3d(o, o, 3, padding=1), nn.ReLU(), nn.MaxPool3d(pools[k], ceil_mode=True) if k < len(pools) else nn.AdaptiveAvgPool3d(1)]
         super().__init__(*layers, nn.Flatten(), nn.Linear(widths[-1], feature_size), last_layer(feature_size, normalise))
-        self.to(memory_format=torch.channels_last_3d)  # the layout in which few channels are fastest on a CPU
+        for layer in self:
+            if isinstance(layer, nn.Conv3d): layer.to(memory_format=torch.channels_last_3d)  # the layout in which few channels are fastest on a CPU
 
 
 def encoder_for(
@@ -170,7 +176,7 @@ def encoder_for(
     "The usual encoder of such an input."
     if len(shape) == 1: return VectorEncoder(shape[0], feature_size, normalise)
     if len(shape) == 3: return LeNet(shape, feature_size, normalise)
-    if len(shape) == 4 and shape[0] == 1: return VolumeEncoder(feature_size, normalise)
+    if len(shape) == 4 and shape[0] == 1: return VolumeEncoder(shape, feature_size, normalise)
     raise MetakdError(f"no encoder for inputs of shape {list(shape)}: expected [columns], [channels, height, width] or [1, depth, height, width]; or bring your own")
 
 # %% ../nbs/20_networks.ipynb #88273e64
