@@ -49,10 +49,6 @@ class CropRecipe(Recipe):
             "crops": self.crops >= 1, "window": len(self.window) == 3 and min(self.window) >= 1,
         }
 
-    def __post_init__(self):
-        object.__setattr__(self, "window", tuple(self.window))
-        super().__post_init__()
-
 # %% ../nbs/37_segmentation.ipynb #d7c3c537
 @dataclass(frozen=True)
 class SegmentationRecipe(CropRecipe):

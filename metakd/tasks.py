@@ -9,7 +9,7 @@ __all__ = ['Task', 'torchmetric', 'calibration_error', 'kept_accuracy', 'Classif
 # %% ../nbs/01_tasks.ipynb #9ea4e262
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Literal
 
@@ -233,6 +233,8 @@ class Recipe:
         }
 
     def __post_init__(self):
+        for f in fields(self):
+            if isinstance(getattr(self, f.name), list): object.__setattr__(self, f.name, tuple(getattr(self, f.name)))  # JSON knows no tuples
         for name, good in self.ranges().items():
             if not good: raise MetakdError(f"recipe: {name} = {getattr(self, name)} is out of its range")
 
