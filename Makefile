@@ -19,7 +19,7 @@ demo: install  ## train and evaluate MetaKD, its ablation and its bounds, print 
 
 test: export OMP_NUM_THREADS = 1  # two workers on two cores
 test: install  ## every test: notebooks (nbdev_test, with nothing but the wheel), whole program, notebooks and package agree, notebooks are clean
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 10 tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 10 tests
 
 lab: install  ## the chapters in JupyterLab
 	$(BIN)/jupyter lab nbs
