@@ -58,7 +58,7 @@ class Imputer(nn.Module):
         error = (self.guess(fixed, sources) - fixed).square().flatten(2).mean(2)
         return torch.where(asked, error, 0).sum() / asked.sum().clamp(min=1)
 
-
+# %% ../nbs/21_imputation.ipynb #21c00006
 def mean_of(
     values: Tensor,  # [B, M, M, C, ...], or [B, 1, M, C, ...] where all targets are told the same
     sources: Tensor,  # [B, M, M] bool
@@ -96,7 +96,7 @@ class GeneratorImputer(Imputer):
         asked = asked.view(b, m, *[1] * len(place), 2 * m).expand(b, m, *place, 2 * m)
         return mean + self.layers(torch.cat([mean.movedim(2, -1), asked], -1)).movedim(-1, 2)
 
-
+# %% ../nbs/21_imputation.ipynb #21c00007
 def make_imputer(name: str, modalities: int, channels: int) -> Callable[[Tensor, Tensor], Tensor]:
     "mean, zero, linear or generator."
     known = {"mean": lambda *_: impute_mean, "zero": lambda *_: impute_zero, "linear": LinearImputer, "generator": GeneratorImputer}

@@ -205,7 +205,7 @@ def upper_with(method: "MetaKD", parameters: Mapping[str, Tensor], w: Tensor, ba
     model = method.model
     return call(model, parameters, lambda: upper_loss(model, model.encode(batch.x, batch.available), w, method.task, batch))
 
-
+# %% ../nbs/31_meta.ipynb #31c0000a
 def unrolled_gradient(method: "MetaKD", batch: Batch) -> tuple[Tensor, Tensor]:
     "The gradient of the upper level after `inner_steps` steps of the lower one, and through them."
     recipe, w = method.recipe, method.importance()

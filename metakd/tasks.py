@@ -64,7 +64,7 @@ def kept_accuracy(probability: Tensor, y: Tensor, classes: int, share: float = 0
     sure = probability.amax(1).argsort(descending=True, stable=True)[:max(1, round(share * len(y)))]
     return (probability[sure].argmax(1) == y[sure]).double().mean()
 
-
+# %% ../nbs/01_tasks.ipynb #aee84a2c
 class Classification(Task):
     "One of `classes` labels a sample; `y` is [B] integers."
     known = {
