@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['ANY_SHAPE', 'STUDIES', 'METRICS', 'PAPER_ADNI', 'RUNS', 'SUBSETS', 'CURVES', 'KEY', 'StudyRecipe', 'StudyMetaKD',
            'build_zero', 'MeanInput', 'build_mean_input', 'Boosted', 'build_boosted', 'read_study', 'Study', 'fold',
-           'result_rows', 'study_run', 'study_done', 'studies', 'study_view', 'subsets_view']
+           'result_rows', 'study_run', 'study_done', 'studies', 'shared_part', 'study_view', 'study_gains',
+           'subsets_view']
 
 # %% ../nbs/39_studies.ipynb #39c40005
 import warnings
@@ -235,14 +236,19 @@ def studies(
     return runs[(runs[list(setting)] == list(setting.values())).all(axis=1) & runs.method.isin(chosen) & (runs.seed < seeds)]
 
 # %% ../nbs/39_studies.ipynb #39c40016
+def shared_part(runs: pd.DataFrame) -> float:  # of one study
+    "How many are tested for one who is not, when each run splits the same people anew (`mean_interval`). A folder's own lists split nothing anew, but then nobody knows what other people would have brought."
+    folds = runs.folds.iloc[0]
+    return 1 / (folds - 1) if folds else 0.15 / 0.85
+
+
 def study_view(
     runs: pd.DataFrame,  # of one study
     metrics: Sequence[str] = ("balanced_accuracy", "accuracy", "f1", "auc", "present_balanced_accuracy", "present_f1"),
     method: str = "MetaKD",
 ) -> pd.DataFrame:  # methods by metrics: mean ± half-width of the 95 % interval in %, and p that `method` is not better
     "One study."
-    table, best, folds = {}, runs[runs.method == method].set_index("seed"), runs.folds.iloc[0]
-    shared = 1 / (folds - 1) if folds else 0.15 / 0.85
+    table, best, shared = {}, runs[runs.method == method].set_index("seed"), shared_part(runs)
     for name in [m for m in Study.methods() if m in set(runs.method)]:
         own, row = runs[runs.method == name].set_index("seed"), {}
         for metric in metrics:
@@ -251,6 +257,20 @@ def study_view(
             row[metric] = f"{mean:.1f}" + (f" ± {half:.1f}" if len(own) > 1 else "") + (f" (p {paired_p(best[metric][both], own[metric][both], shared):.3f})" if name != method and len(both) > 1 else "")
         table[name] = row
     return pd.DataFrame(table).T
+
+
+def study_gains(
+    runs: pd.DataFrame,  # of one study
+    metrics: Sequence[str] = ("balanced_accuracy", "f1", "auc"),
+    method: str = "MetaKD",
+) -> pd.DataFrame:  # (other method, metric) by: the mean difference in points, how often it is positive in % of the runs, one-tailed paired p without and with the correction for people that runs share
+    "The method against each other one, run by run."
+    wide, rows, shared = {m: g.set_index("seed") for m, g in runs.groupby("method")}, {}, shared_part(runs)
+    for m in (m for m in Study.methods() if m in wide and m != method):
+        for metric in metrics:
+            a, b = wide[method][metric].align(wide[m][metric], join="inner")
+            rows[m, metric] = {f"{method} is better by": (a - b).mean(), "in % of the runs": 100 * (a > b).mean(), "p, plain": paired_p(a, b), "p, corrected": paired_p(a, b, shared)}
+    return pd.DataFrame(rows).T
 
 
 def subsets_view(
