@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['RUNS', 'CURVES', 'BINS', 'SCORES', 'KEY', 'WATCHED', 'EVERY', 'TITLES', 'imputation_error', 'variant', 'prepared',
-           'own_accuracies', 'watcher', 'analysis_run', 'analyses', 'chosen_rows', 'by_subset', 'analysis_view']
+           'own_accuracies', 'watcher', 'analysis_run', 'analyses', 'chosen_rows', 'by_subset', 'analysis_view',
+           'OneRegion', 'region_weights']
 
 # %% ../nbs/3a_analyses.ipynb #3ac00004
 from collections.abc import Mapping, Sequence
@@ -14,13 +15,14 @@ from pathlib import Path
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from .evaluation import evaluate, gather, mean_interval, paired_p, reliability
 from .experiments import AudioVision, AudioVisionRecipe, Prepared, has_run, keep_recipe, load_once, read_runs, sweep
-from .meta import evaluating
+from .meta import MetaKDRecipe, evaluating, learn_importance
 from .modalities import MetakdError, Source
 from .model import MultimodalModel
-from .tasks import Classification, Method
+from .tasks import Classification, Method, Segmentation
 from .training import train
 
 # %% ../nbs/3a_analyses.ipynb #3ac00007
@@ -162,3 +164,26 @@ def analysis_view(
             p = 2 * min(paired_p(own[seeds], base[column][seeds]), paired_p(base[column][seeds], own[seeds])) if len(seeds) > 1 else float("nan")
             view.setdefault(column, {})[tested, name] = f"{mean:.1f}" + (f" ± {half:.1f}" if len(own) > 1 else "") + (f" ({p:.2f})" if name != reference and p == p else "")
     return pd.DataFrame(view)
+
+# %% ../nbs/3a_analyses.ipynb #3ac00021
+class OneRegion(Segmentation):
+    "The loss of a single region."
+
+    def __init__(self, region: str, regions: Sequence[str] = ("ET", "TC", "WT")):
+        super().__init__(regions)
+        self.k = self.regions.index(region)
+
+    def loss(self, logits: Tensor, y: Tensor) -> Tensor: return super().loss(logits[:, self.k:self.k + 1], y[:, self.k:self.k + 1])
+
+
+def region_weights(
+    model: MultimodalModel,
+    data: Source,  # held-out samples
+    steps: int = 100,
+    batch_size: int = 4,
+    regions: Sequence[str] = ("ET", "TC", "WT"),
+    lr: float = 5e-2,
+) -> pd.DataFrame:  # a row each region, modality and step: w
+    "Importance weights region by region, of a network that does not move."
+    paths = {r: learn_importance(model, OneRegion(r, regions), data, steps, batch_size, MetaKDRecipe(meta_lr=lr)) for r in regions}
+    return pd.DataFrame([{"region": r, "modality": m, "step": k + 1, "w": round(w, 5)} for r, path in paths.items() for k, row in enumerate(path.tolist()) for m, w in zip(model.modalities, row)])

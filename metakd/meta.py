@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['HYPERGRADIENTS', 'evaluating', 'scale_features', 'among_present', 'upper_loss', 'meta_gradient', 'MetaKDRecipe',
-           'MetaKD', 'Within', 'call', 'lower_gradient', 'upper_with', 'unrolled_gradient', 'implicit_gradient']
+           'MetaKD', 'learn_importance', 'Within', 'call', 'lower_gradient', 'upper_with', 'unrolled_gradient',
+           'implicit_gradient']
 
 # %% ../nbs/31_meta.ipynb #9bb2d4e8
 from collections.abc import Callable, Mapping
@@ -171,6 +172,27 @@ class MetaKD(Supervised):
         self.optimizers["importance"].step()
         self.importance.raw.grad = None
         return {"meta": loss, **{f"w_{m}": w for m, w in zip(self.modalities, self.importance().detach())}}
+
+# %% ../nbs/31_meta.ipynb #31c00011
+def learn_importance(
+    model: MultimodalModel,
+    task: Task,
+    data: Source,  # held-out samples
+    steps: int = 200,
+    batch_size: int = 32,
+    recipe: MetaKDRecipe = MetaKDRecipe(),
+) -> Tensor:  # [steps, M]
+    "Importance weights, step by step, of a network that does not move."
+    importance = ImportanceWeights(len(model.modalities))
+    nn.init.zeros_(importance.raw)
+    optimizer = torch.optim.Adam(importance.parameters(), recipe.meta_lr, weight_decay=recipe.meta_weight_decay)
+    generator, path = torch.Generator().manual_seed(recipe.seed), []
+    for step in range(steps):
+        batch = data.draw(torch.randperm(data.size, generator=generator)[:batch_size], 1_000_003 * recipe.seed + step)
+        _, importance.raw.grad = meta_gradient(model, importance, task, batch)
+        optimizer.step()
+        path.append(importance().detach())
+    return torch.stack(path)
 
 # %% ../nbs/31_meta.ipynb #31c00002
 class Within(nn.Module):
