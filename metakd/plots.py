@@ -58,7 +58,7 @@ def plot_curves(
     y: str,
     by: str | None = None,  # the column that tells lines apart; None: one line
     run: str = "seed",  # the column that tells runs apart
-    shade: Literal["interval", "range", "half"] = "range",
+    shade: Literal["interval", "range", "half", "none"] = "range",
     label: str | None = None,  # of the only line
     **style,  # of the lines
 ) -> None:
@@ -67,7 +67,7 @@ def plot_curves(
     for (name, part), colour in zip(groups, colours(str(n) for n, _ in groups).values()):
         values = part.pivot_table(index=run, columns=x, values=y)
         line, = ax.plot(values.columns, values.mean(), **{"color": colour, "label": name, "lw": 2 if name == "MetaKD" else 1.3} | style)
-        if len(values) > 1: ax.fill_between(values.columns, *band(values, shade), color=line.get_color(), alpha=0.18, lw=0)
+        if len(values) > 1 and shade != "none": ax.fill_between(values.columns, *band(values, shade), color=line.get_color(), alpha=0.18, lw=0)
     ax.set(xlabel=x.replace("_", " "), ylabel=y.replace("_", " "))
 
 # %% ../nbs/03_plots.ipynb #03c00014

@@ -64,15 +64,16 @@ class Experts(nn.Module):
 class ExpertsDecoder(nn.Module):
     "One transformer block with a mixture of experts, then a linear layer."
 
-    def __init__(self, modalities: int, width: int, classes: int, heads: int = 4, dropout: float = 0.5, **experts):
+    def __init__(self, modalities: int, width: int, patches: int, classes: int, heads: int = 4, dropout: float = 0.5, **experts):
         super().__init__()
+        self.place = nn.Parameter(torch.zeros(modalities * patches, width))
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.attention, self.dropout = nn.MultiheadAttention(width, heads, dropout, batch_first=True), nn.Dropout(dropout)
         self.experts, self.out = Experts(width, dropout=dropout, **experts), nn.Linear(modalities * width, classes)
 
     def look(self, features: list[Tensor]) -> tuple[Tensor, Tensor]:  # [B, M, C, patches] -> logits [B, classes], router's scores [B, M * patches, experts]
         b, m, c, patches = features[-1].shape
-        x = features[-1].transpose(2, 3).flatten(1, 2)  # tokens [B, M * patches, C]
+        x = features[-1].transpose(2, 3).flatten(1, 2) + self.place  # tokens [B, M * patches, C]
         y = self.norm1(x)
         x = x + self.dropout(self.attention(y, y, y, need_weights=False)[0])
         y, scores = self.experts(self.norm2(x).flatten(0, 1))
@@ -160,7 +161,7 @@ def tokens_for(shape: Sequence[int], recipe) -> nn.Module:  # [N, *shape] -> [N,
 def build_flexmoe(shapes: Mapping[str, Sequence[int]], task: Task, recipe) -> FlexMoE:
     "For a study."
     encoders = Encoders({m: tokens_for(s, recipe) for m, s in shapes.items()})
-    decoder = ExpertsDecoder(len(shapes), recipe.width, task.classes, dropout=recipe.moe_dropout, experts=recipe.experts, top=recipe.top, hidden=recipe.moe_hidden)
+    decoder = ExpertsDecoder(len(shapes), recipe.width, recipe.patches, task.classes, dropout=recipe.moe_dropout, experts=recipe.experts, top=recipe.top, hidden=recipe.moe_hidden)
     return FlexMoE(MultimodalModel(encoders, decoder, Bank(len(shapes), recipe.width, recipe.patches), shapes=dict(shapes)), task, recipe)
 
 
