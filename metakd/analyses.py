@@ -134,7 +134,8 @@ def chosen_rows(
 ) -> pd.DataFrame:  # in the order of `names`
     "The rows of some variants."
     rows = rows[rows.variant.isin(names) & (rows.seed < seeds) & rows.tested.isin(tested)]
-    return rows.assign(order=rows.variant.map({n: k for k, n in enumerate(names)})).sort_values(["tested", "order", "seed"], kind="stable").drop(columns="order").reset_index(drop=True)
+    place = rows.tested.map({t: k for k, t in enumerate(tested)}), rows.variant.map({n: k for k, n in enumerate(names)})
+    return rows.assign(first=place[0], second=place[1]).sort_values(["first", "second", "seed"], kind="stable").drop(columns=["first", "second"]).reset_index(drop=True)
 
 # %% ../nbs/3a_analyses.ipynb #3ac00017
 def by_subset(
