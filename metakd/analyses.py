@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .evaluation import evaluate, gather, mean_interval, paired_p, reliability
-from .experiments import AudioVision, AudioVisionRecipe, Prepared, has_run, keep_recipe, load_once, read_runs, sweep
+from .experiments import AudioVision, AudioVisionRecipe, Prepared, has_run, keep_recipe, read_runs, sweep
 from .meta import MetaKDRecipe, evaluating, learn_importance
 from .modalities import MetakdError, Source
 from .model import MultimodalModel

@@ -7,7 +7,7 @@ __all__ = ['BLACK', 'ORANGE', 'SKY', 'GREEN', 'BLUE', 'RED', 'PURPLE', 'PALETTE'
            'plot_dots', 'plot_gains', 'plot_reliability']
 
 # %% ../nbs/03_plots.ipynb #03c00004
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Literal
 
 import numpy as np
