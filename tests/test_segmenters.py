@@ -96,6 +96,7 @@ def test_sigkill_then_resume_gives_the_same_bits(name, cohort, split, runs, tmp_
     killed = tmp_path / "killed"
 
     def slowly():
+        torch.set_num_threads(1)  # renews the pool that did not survive the fork, before two loading threads do so at once
         p = prepared(cohort, split, name)
         loss = p.method.training_loss
         p.method.training_loss = lambda batch: (time.sleep(0.3 if p.method.progress > 0.4 else 0), loss(batch))[1]  # time to be killed in
