@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['REFERENCE', 'SEGMENTERS', 'ROWS1', 'PAPER_TABLE1', 'TABLE1', 'CASES', 'CURVES1', 'CropRecipe', 'SegmentationRecipe',
-           'BratsMetaKD', 'build_model', 'build_supervised', 'build_metakd', 'Brats', 'score_rows', 'table1_run',
-           'table1_done', 'table1', 'subset_dots', 'table1_view', 'paper_view', 'table1_summary', 'table1_gains']
+           'BratsMetaKD', 'build_model', 'build_supervised', 'build_metakd', 'Brats', 'score_rows', 'trained',
+           'table1_run', 'table1_done', 'table1', 'subset_dots', 'table1_view', 'paper_view', 'table1_summary',
+           'table1_gains']
 
 # %% ../nbs/37_segmentation.ipynb #1cab309a
 import json
@@ -75,6 +76,8 @@ class SegmentationRecipe(CropRecipe):
     "`compact`: less than a million parameters, whatever the method. `reference`: the published widths (MetaKD's authors: 43 million)."
     skips: Literal["mean", "zero"] = "zero"
     "What fills the skips of a missing sequence in MetaKD, NoKD and ShaSpec: equation (2) as at the bottleneck, or zeros. Authors: features of an all-zero image."
+    encoders: Literal["shared", "own"] = "shared"
+    "Have MetaKD and NoKD one encoder for all sequences, or one for each? Authors: one for all."
     optimizer_name: Literal["adamw", "sgd"] = "adamw"
     "Authors: SGD with Nesterov momentum."
     momentum: float = 0.99
@@ -124,7 +127,7 @@ REFERENCE = joined(SegmentationRecipe, BratsMetaKD)(
 # %% ../nbs/37_segmentation.ipynb #c0a24b3e
 def build_model(shapes: Mapping[str, Sequence[int]], recipe: SegmentationRecipe) -> MultimodalModel:
     "The network of MetaKD's authors, or its compact sister."
-    return segmenter(tuple(shapes), recipe.network, recipe.skips)
+    return segmenter(tuple(shapes), recipe.network, recipe.skips, recipe.encoders)
 
 
 def build_supervised(shapes: Mapping[str, Sequence[int]], task: Task, recipe: SegmentationRecipe) -> Supervised:
@@ -133,7 +136,7 @@ def build_supervised(shapes: Mapping[str, Sequence[int]], task: Task, recipe: Se
 
 
 def build_metakd(shapes: Mapping[str, Sequence[int]], task: Task, recipe) -> MetaKD:
-    "MetaKD with one encoder for all sequences."
+    "MetaKD."
     return MetaKD(build_model(shapes, recipe), task, recipe)
 
 
@@ -219,31 +222,40 @@ TABLE1, CASES, CURVES1 = "table1_glioma.csv", "table1_glioma_cases.csv", "table1
 
 # %% ../nbs/37_segmentation.ipynb #8d370c0f
 def score_rows(
-    table: pd.DataFrame,  # from `evaluate(..., each=True)` with Hausdorff distances
+    table: pd.DataFrame,  # from `evaluate(..., each=True)`
     names: Sequence[str],  # of the cases
     **key,  # method, seed
 ) -> tuple[list[dict], list[dict]]:  # rows of cases, rows of their means
-    "One row a (case, subset, region), and one a (subset, region): Dice in %, 95 % Hausdorff distance in mm."
-    cases = []
+    "One row a (case, subset, region), and one a (subset, region): Dice in %, and 95 % Hausdorff distance in mm where the task measured it."
+    cases, units = [], {k: unit for k, unit in (("dice", 100), ("hd95", 1)) if f"{k}_{next(iter(REGIONS))}" in table}
     for r in table.to_dict("records"):
         here = dict(zip(SEQUENCES, parse_subset(r["subset"], SEQUENCES).int().tolist()))
-        cases += [{**here, "region": g, **key, "case": names[r["sample"]], "dice": round(100 * r[f"dice_{g}"], 2), "hd95": round(r[f"hd95_{g}"], 2)} for g in REGIONS]
+        cases += [{**here, "region": g, **key, "case": names[r["sample"]], **{k: round(unit * r[f"{k}_{g}"], 2) for k, unit in units.items()}} for g in REGIONS]
     by = [*SEQUENCES, "region", *key]
-    means = pd.DataFrame(cases).groupby(by, sort=False)[["dice", "hd95"]].mean().round(3).reset_index()
+    means = pd.DataFrame(cases).groupby(by, sort=False)[list(units)].mean().round(3).reset_index()
     return cases, means.to_dict("records")
 
 
-def table1_run(data: str, method: str, seed: int, recipe: SegmentationRecipe, runs: str, split: str | None = None) -> list[tuple[str, list[dict]]]:
-    "One job of the table: train (or continue), then every test case from every subset."
-    torch.set_num_threads(1)
-    recipe, out = replace(recipe, seed=seed), Path(runs) / f"{method}-{seed}"
-    experiment = Brats(data, method, split)
-    p = experiment.prepare(recipe)
+def trained(
+    experiment: Brats,
+    p: Prepared,  # from it
+    out: Path,  # the run's folder
+    **options,  # of `train`
+) -> pd.DataFrame:  # the run's history
+    "Train, or continue, or read what is trained already: afterwards the method has its weights."
     if (out / "weights.safetensors").exists(): load_weights(out, p.method)
     else:
-        train(p.method, p.task, p.recipe, p.train, p.validation, p.asked, out, resume=True, progress=False, checkpoint_seconds=60, meta=p.meta)
+        train(p.method, p.task, p.recipe, p.train, p.validation, p.asked, out, resume=True, progress=False, checkpoint_seconds=60, meta=p.meta, **options)
         atomic_write(out / "experiment.json", json_bytes({"experiment": "brats", **json.loads(json.dumps(asdict(experiment), default=str))}))
-    history = pd.read_csv(out / "log.csv")
+    return pd.read_csv(out / "log.csv")
+
+
+def table1_run(data: str, method: str, seed: int, recipe: SegmentationRecipe, runs: str, split: str | None = None) -> list[tuple[str, list[dict]]]:
+    "One job of the table: train, then every test case from every subset."
+    torch.set_num_threads(1)
+    experiment = Brats(data, method, split)
+    p = experiment.prepare(replace(recipe, seed=seed))
+    history = trained(experiment, p, Path(runs) / f"{method}-{seed}")
     p.task.hausdorff = True
     cases, means = score_rows(evaluate(p.method, p.task, p.test, each=True), [c.name for c in p.test.cases], method=method, seed=seed)
     columns = ["step", "seconds", "loss", "task", "distillation", "meta", *(f"w_{m}" for m in SEQUENCES)]  # the same for every method: they share a file

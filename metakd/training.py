@@ -273,7 +273,7 @@ def end_epoch(t: Training, epoch: int, watch: Callable[[Method], dict[str, float
     if (epoch + 1) % t.recipe.validate_every == 0 or t.step == t.total:
         with a.autocast(): table = evaluate(t.method, t.task, t.validation, None if t.tested is None else t.tested[None])
         row[metric] = float(table[metric].mean())
-        if watch: row.update(watch(t.method))
+    if watch: row.update(watch(t.method))
     t.history.append(row)
     t.sums.clear()
     if not math.isnan(row[metric]) and t.recipe.select == "best" and (t.best is None or row[metric] >= t.best["score"]):
@@ -318,7 +318,7 @@ def train(
     checkpoint_seconds: float = 30.0,  # the least time between two checkpoints; 0: one each epoch
     stop_after: int | None = None,  # stop, with a checkpoint, after this many steps in all
     meta: Source | None = None,  # D_v of equation (4); None: `validation`
-    watch: Callable[[Method], dict[str, float]] | None = None,  # more numbers for the rows of epochs that are validated
+    watch: Callable[[Method], dict[str, float]] | None = None,  # more numbers for the row of each epoch
 ) -> pd.DataFrame:  # one row an epoch: epoch, step, seconds, loss, what the method logs, the validation metric; `.attrs`: seconds `stepping` (validation apart), and of those `waited` for data
     "Train a method; it holds the chosen weights afterwards. The same call with `resume=True` continues a run that stopped."
     out = Path(out) if out is not None else None
