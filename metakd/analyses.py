@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['RUNS', 'CURVES', 'BINS', 'SCORES', 'KEY', 'WATCHED', 'RATE', 'EVERY', 'TITLES', 'SCANS', 'SCAN_CASES', 'SCAN_CURVES',
-           'SCAN_WATCHED', 'imputation_error', 'variant', 'changed', 'prepared', 'own_accuracies', 'watcher',
-           'analysis_run', 'analyses', 'chosen_rows', 'by_subset', 'analysis_view', 'scan_run', 'scan_analyses',
-           'gradient_parts', 'OneRegion', 'region_weights']
+           'SCAN_CERTAINTY', 'SCAN_BINS', 'SCAN_SCORES', 'SCAN_WATCHED', 'imputation_error', 'variant', 'changed',
+           'prepared', 'fit_here', 'own_accuracies', 'watcher', 'analysis_run', 'analyses', 'chosen_rows', 'by_subset',
+           'analysis_view', 'scan_scores', 'scan_run', 'scan_analyses', 'gradient_parts', 'OneRegion', 'region_weights']
 
 # %% ../nbs/3a_analyses.ipynb #3ac00004
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,13 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .data.brats import SEQUENCES
+from .data.brats import REGIONS, SEQUENCES, Volumes
 from .evaluation import evaluate, gather, mean_interval, paired_p, reliability
 from .experiments import AudioVision, AudioVisionRecipe, Experiment, Prepared, has_run, keep_recipe, read_runs, sweep
 from .meta import HYPERGRADIENTS, MetaKD, MetaKDRecipe, evaluating, learn_importance
 from .modalities import Batch, MetakdError, Source
 from .model import MultimodalModel
-from .segmentation import Brats, SegmentationRecipe, score_rows, trained
+from .segmentation import Brats, SegmentationRecipe, trained
 from .tasks import Classification, Method, Recipe, Segmentation
 from .training import Loader, train
 
@@ -69,17 +69,27 @@ def changed(
     return replace(whole, **{k: v for k, v in changes.items() if v != "accuracy"})
 
 
-def prepared(experiment: Experiment, recipe: Recipe, changes: Mapping[str, object]) -> Prepared:
+def prepared(
+    experiment: Experiment,
+    recipe: Recipe,
+    changes: Mapping[str, object],
+    fit: Callable[[Experiment, Prepared], object] | None = None,  # how NoKD is trained where the weights are to be each modality's own accuracy; None: here and now
+) -> Prepared:
     "The experiment with the recipe changed."
     recipe = changed(experiment, recipe, changes)
-    if changes.get("weights") == "accuracy": recipe = replace(recipe, weights=own_accuracies(replace(experiment, method="NoKD"), recipe))
+    if changes.get("weights") == "accuracy": recipe = replace(recipe, weights=own_accuracies(replace(experiment, method="NoKD"), recipe, fit or fit_here))
     return experiment.prepare(recipe)
 
 
-def own_accuracies(experiment: Experiment, recipe: Recipe) -> tuple[float, ...]:  # M
+def fit_here(experiment: Experiment, p: Prepared, **options) -> pd.DataFrame:
+    "Train, and leave nothing on disk."
+    return train(p.method, p.task, p.recipe, p.train, p.validation, p.asked, progress=False, meta=p.meta, **options)
+
+
+def own_accuracies(experiment: Experiment, recipe: Recipe, fit: Callable[[Experiment, Prepared], object]) -> tuple[float, ...]:  # M
     "Train, then the validation metric of each modality alone."
     p = experiment.prepare(recipe)
-    train(p.method, p.task, p.recipe, p.train, p.validation, p.asked, progress=False, meta=p.meta)
+    fit(experiment, p)
     table = evaluate(p.method, p.task, p.validation, torch.eye(len(p.method.modalities), dtype=torch.bool)).set_index("subset")
     return tuple(round(table[p.task.main_metric][m], 6) for m in p.method.modalities)
 
@@ -105,8 +115,9 @@ def watcher(p: Prepared):
 def analysis_run(tested: str, method: str, changes: Mapping[str, object], seed: int, recipe: AudioVisionRecipe, **_) -> list[tuple[str, list[dict]]]:  # [(file, rows), ...], the run's own rows last
     "Train one variant; then every subset of the test data, once."
     torch.set_num_threads(1)
-    p = prepared(AudioVision(method, tested, RATE), replace(recipe, seed=seed), changes)
-    history = train(p.method, p.task, p.recipe, p.train, p.validation, p.asked, progress=False, meta=p.meta, watch=watcher(p))
+    experiment = AudioVision(method, tested, RATE)
+    p = prepared(experiment, replace(recipe, seed=seed), changes)
+    history = fit_here(experiment, p, watch=watcher(p))
     key, scored = {"tested": tested, "variant": variant(method, **changes), "seed": seed}, Classification(p.task.classes, SCORES)
     rows, bins, held_out = [], [], evaluate(p.method, p.task, p.validation).set_index("subset").accuracy
     for subset, scores in gather(p.method, scored, p.test).items():
@@ -176,22 +187,38 @@ def analysis_view(
     return pd.DataFrame(view)
 
 # %% ../nbs/3a_analyses.ipynb #12e59e0b
-SCANS, SCAN_CASES, SCAN_CURVES = "analyses_scans.csv", "analyses_scans_cases.csv", "analyses_scans_curves.csv"
+SCANS, SCAN_CASES, SCAN_CURVES, SCAN_CERTAINTY, SCAN_BINS = (f"analyses_scans{k}.csv" for k in ("", "_cases", "_curves", "_certainty", "_bins"))
+SCAN_SCORES = ("dice", "confidence", "calibration_error")
 SCAN_WATCHED = ("step", "seconds", "loss", "task", "distillation", "meta", *(f"{k}_{m}" for k in ("w", "l1", "cosine") for m in SEQUENCES))
+
+
+def scan_scores(method: Method, task: Segmentation, patients: Volumes, **key) -> dict[str, pd.DataFrame]:  # file -> rows
+    "Every subset of some patients."
+    task.calibration, tables = True, {SCANS: [], SCAN_CERTAINTY: [], SCAN_BINS: []}
+    for subset, scores in gather(method, task, patients).items():
+        number, metrics, percent = scores.pop("sample").tolist(), task.metrics(scores), lambda v: round(100 * float(v), 3)
+        for k, region in enumerate(REGIONS):
+            where = {**key, "subset": subset, "region": region}
+            tables[SCANS].append({**where, **{name: percent(metrics[f"{name}_{region}"]) for name in SCAN_SCORES}})
+            tables[SCAN_CERTAINTY] += [{**where, "case": patients.cases[n].name, "dice": percent(d), "confidence": percent(c)} for n, d, c in zip(number, scores["dice"][:, k], scores["confidence"][:, k])]
+            tables[SCAN_BINS] += [{**where, "n": int(n), "confidence": round(p / n, 5), "accuracy": round(t / n, 5)} for n, p, t in scores["reliability"][:, k].double().sum(0).tolist() if n]
+    return {file: pd.DataFrame(rows) for file, rows in tables.items()}
 
 
 def scan_run(tested: str, method: str, changes: Mapping[str, object], seed: int, recipe: SegmentationRecipe, data: str, runs: str, **_) -> list[tuple[str, list[dict]]]:  # [(file, rows), ...], the run's own rows last
     "Train one variant, or read it; then every subset of the patients in `tested`."
     torch.set_num_threads(1)
-    experiment, name = Brats(data, method), variant(method, **changes)
-    p = prepared(experiment, replace(recipe, seed=seed), changes)
+    experiment, name, recipe = Brats(data, method), variant(method, **changes), replace(recipe, seed=seed)
+    plain = lambda other, q: trained(other, q, Path(runs) / f"{variant(other.method, **{k: v for k, v in changes.items() if hasattr(q.recipe, k)})}-{seed}")
+    p = prepared(experiment, recipe, changes, plain)
     crops = [p.validation.draw(torch.arange(p.validation.size), 0)]
     history = trained(experiment, p, Path(runs) / f"{name}-{seed}", watch=lambda trainee: imputation_error(trainee.model, crops))
-    key, patients = {"tested": tested, "variant": name, "seed": seed}, getattr(p, tested)
-    each, means = score_rows(evaluate(p.method, p.task, patients, each=True), [c.name for c in patients.cases], **key)
-    cases = pd.DataFrame(each).groupby([*key, "case", "region"], sort=False).dice.mean().round(3).reset_index()
-    curve = [{**key, **h} for h in history.reindex(columns=SCAN_WATCHED).round(5).to_dict("records")]
-    return [(SCAN_CURVES, curve), (SCAN_CASES, cases.to_dict("records")), (SCANS, means)]
+    key = {"tested": tested, "variant": name, "seed": seed}
+    tables = scan_scores(p.method, p.task, getattr(p, tested), **key)
+    tables[SCAN_CURVES] = history.reindex(columns=SCAN_WATCHED).round(5).assign(**key)[[*key, *SCAN_WATCHED]]
+    tables[SCAN_CASES] = tables[SCAN_CERTAINTY].groupby([*key, "case", "region"], sort=False).dice.mean().round(3).reset_index()
+    files = [SCAN_CURVES, SCAN_CASES, *([] if changes else [SCAN_CERTAINTY, SCAN_BINS]), SCANS]
+    return [(file, tables[file].to_dict("records")) for file in files]
 
 
 def scan_analyses(

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from .imputation import Imputer, impute_mean, impute_zero
+from .imputation import Imputer, impute_mean, impute_zero, make_imputer
 from .modalities import Batch, MetakdError, Source, expand_to
 from .networks import ConcatHead, Encoders, ReferenceDecoder, ReferenceEncoder, ResidualEncoder, UNetDecoder, encoder_for
 from .tasks import Method, Recipe, Task
@@ -92,14 +92,17 @@ def segmenter(
     encoders: Literal["shared", "own"] = "shared",  # one for all sequences, or one for each
     widths: Sequence[int] | None = None,  # of `compact`; None: those of `WIDTHS`, about as many parameters either way
     regions: int = 3,
+    impute: Literal["mean", "zero", "linear", "generator"] = "mean",  # what stands in for a missing feature at the bottleneck (chapter 21)
 ) -> MultimodalModel:
     "A 3D U-Net. Equation (1) has one encoder for all sequences."
     widths = widths or WIDTHS[encoders]
-    if network == "compact": encoder, decoder = lambda: ResidualEncoder(widths), UNetDecoder(len(modalities), widths, regions)
-    else: encoder, decoder = ReferenceEncoder, ReferenceDecoder(len(modalities), regions=regions)
+    if network == "compact": encoder, decoder, deepest = lambda: ResidualEncoder(widths), UNetDecoder(len(modalities), widths, regions), widths[-1]
+    else: encoder, decoder, deepest = ReferenceEncoder, ReferenceDecoder(len(modalities), regions=regions), 256
     each = dict.fromkeys(modalities, encoder()) if encoders == "shared" else {m: encoder() for m in modalities}
-    model = MultimodalModel(Encoders(each), decoder, impute_skips=impute_mean if skips == "mean" else impute_zero)
-    return model.to(memory_format=torch.channels_last_3d) if network == "compact" else model  # the layout in which few channels are fastest on a CPU
+    model = MultimodalModel(Encoders(each), decoder, make_imputer(impute, len(modalities), deepest), impute_mean if skips == "mean" else impute_zero)
+    if network == "compact":
+        for part in (model.encoders, model.decoder): part.to(memory_format=torch.channels_last_3d)  # the layout in which few channels are fastest on a CPU
+    return model
 
 
 STRIDES = {"compact": (8, 8, 8), "reference": (16, 32, 32)}  # a window must be a multiple of these

@@ -76,6 +76,8 @@ class SegmentationRecipe(CropRecipe):
     "`compact`: less than a million parameters, whatever the method. `reference`: the published widths (MetaKD's authors: 43 million)."
     skips: Literal["mean", "zero"] = "zero"
     "What fills the skips of a missing sequence in MetaKD, NoKD and ShaSpec: equation (2) as at the bottleneck, or zeros. Authors: features of an all-zero image."
+    impute: Literal["mean", "zero", "linear", "generator"] = "mean"
+    "What stands in for a missing feature at the bottleneck in MetaKD and NoKD (chapter 21). Paper: the mean of the present ones."
     encoders: Literal["shared", "own"] = "shared"
     "Have MetaKD and NoKD one encoder for all sequences, or one for each? Authors: one for all."
     optimizer_name: Literal["adamw", "sgd"] = "adamw"
@@ -127,7 +129,7 @@ REFERENCE = joined(SegmentationRecipe, BratsMetaKD)(
 # %% ../nbs/37_segmentation.ipynb #c0a24b3e
 def build_model(shapes: Mapping[str, Sequence[int]], recipe: SegmentationRecipe) -> MultimodalModel:
     "The network of MetaKD's authors, or its compact sister."
-    return segmenter(tuple(shapes), recipe.network, recipe.skips, recipe.encoders)
+    return segmenter(tuple(shapes), recipe.network, recipe.skips, recipe.encoders, impute=recipe.impute)
 
 
 def build_supervised(shapes: Mapping[str, Sequence[int]], task: Task, recipe: SegmentationRecipe) -> Supervised:
@@ -222,17 +224,17 @@ TABLE1, CASES, CURVES1 = "table1_glioma.csv", "table1_glioma_cases.csv", "table1
 
 # %% ../nbs/37_segmentation.ipynb #8d370c0f
 def score_rows(
-    table: pd.DataFrame,  # from `evaluate(..., each=True)`
+    table: pd.DataFrame,  # from `evaluate(..., each=True)` with Hausdorff distances
     names: Sequence[str],  # of the cases
     **key,  # method, seed
 ) -> tuple[list[dict], list[dict]]:  # rows of cases, rows of their means
-    "One row a (case, subset, region), and one a (subset, region): Dice in %, and 95 % Hausdorff distance in mm where the task measured it."
-    cases, units = [], {k: unit for k, unit in (("dice", 100), ("hd95", 1)) if f"{k}_{next(iter(REGIONS))}" in table}
+    "One row a (case, subset, region), and one a (subset, region): Dice in %, 95 % Hausdorff distance in mm."
+    cases = []
     for r in table.to_dict("records"):
         here = dict(zip(SEQUENCES, parse_subset(r["subset"], SEQUENCES).int().tolist()))
-        cases += [{**here, "region": g, **key, "case": names[r["sample"]], **{k: round(unit * r[f"{k}_{g}"], 2) for k, unit in units.items()}} for g in REGIONS]
+        cases += [{**here, "region": g, **key, "case": names[r["sample"]], "dice": round(100 * r[f"dice_{g}"], 2), "hd95": round(r[f"hd95_{g}"], 2)} for g in REGIONS]
     by = [*SEQUENCES, "region", *key]
-    means = pd.DataFrame(cases).groupby(by, sort=False)[list(units)].mean().round(3).reset_index()
+    means = pd.DataFrame(cases).groupby(by, sort=False)[["dice", "hd95"]].mean().round(3).reset_index()
     return cases, means.to_dict("records")
 
 

@@ -102,6 +102,7 @@ class Segmentation(Task):
     "A sigmoid for each of several regions; `y` is [B, R, D, H, W], 0 or 1."
     main_metric = "dice"
     worst_distance = 373.13  # mm, the diagonal of 240 x 240 x 155
+    bins, least = 10, 0.01  # of calibration: bins of probability; voxels below `least` are left out, or the empty background would be all that counts
 
     def __init__(
         self,
@@ -110,12 +111,14 @@ class Segmentation(Task):
         overlap: float = 1 / 3,  # of neighbouring windows. The authors' code: 1/3
         spacing: Sequence[float] = (1.0, 1.0, 1.0),  # mm between voxels
         hausdorff: bool = False,  # score distances too
+        calibration: bool = False,  # score how sure it is, and how right that is
         bce: float = 1.0,  # weight of the cross-entropy. The authors' code sums over three regions: 3
         window_batch: int = 1,  # windows in one pass
         device: str | torch.device | None = None,  # where the answer for a whole volume is put together; None: where the volume is
     ):
         from monai.losses import DiceLoss
         self.regions, self.window, self.overlap, self.spacing, self.hausdorff, self.bce = tuple(regions), window, overlap, tuple(spacing), hausdorff, bce
+        self.calibration = calibration
         self.window_batch, self.device = window_batch, device
         self.dice = DiceLoss(sigmoid=True, smooth_nr=0.0, smooth_dr=1.0)
 
@@ -149,11 +152,25 @@ class Segmentation(Task):
                 distance = compute_hausdorff_distance(p, t, include_background=True, percentile=95, spacing=self.spacing).to(p.device)
             one_empty = p.flatten(2).any(2) ^ t.flatten(2).any(2)
             scores["hd95"] = torch.where(both, distance, self.worst_distance * one_empty)
+        if self.calibration:
+            probability = logits.float().sigmoid()
+            scores["confidence"] = (probability * p).flatten(2).sum(2) / p.flatten(2).sum(2).clamp(min=1)
+            scores["reliability"] = self.reliability(probability, t)
         return scores
 
+    def reliability(self, probability: Tensor, y: Tensor) -> Tensor:  # [B, R, ...] -> [B, R, bins, 3]
+        "Of the voxels in each bin of probability: how many, the sum of their probabilities, how many are in the region."
+        which = (probability * self.bins).long().clamp(max=self.bins - 1).flatten(2)
+        counted = (probability >= self.least).flatten(2)
+        sums = [torch.zeros(*which.shape[:2], self.bins, device=y.device).scatter_add_(2, which, v.flatten(2) * counted) for v in (torch.ones_like(y), probability, y)]
+        return torch.stack(sums, 3)
+
     def metrics(self, scores: dict[str, Tensor]) -> dict[str, float]:
-        table = {f"{name}_{r}": v.double().mean().item() for name, s in scores.items() for r, v in zip(self.regions, s.T)}
-        return table | {name: s.double().mean().item() for name, s in scores.items()}
+        scores = dict(scores)
+        bins = scores.pop("reliability").double().sum(0) if "reliability" in scores else None  # [R, bins, 3]
+        table = {name: s.double().mean(0) for name, s in scores.items()}
+        if bins is not None: table["calibration_error"] = (bins[..., 1] - bins[..., 2]).abs().sum(1) / bins[..., 0].sum(1).clamp(min=1)
+        return {f"{name}_{r}": v.item() for name, s in table.items() for r, v in zip(self.regions, s)} | {name: s.mean().item() for name, s in table.items()}
 
 # %% ../nbs/01_tasks.ipynb #e1813422
 class Method(nn.Module):
