@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['RUNS', 'CURVES', 'BINS', 'SCORES', 'KEY', 'WATCHED', 'RATE', 'EVERY', 'TITLES', 'SCANS', 'SCAN_CASES', 'SCAN_CURVES',
            'SCAN_CERTAINTY', 'SCAN_BINS', 'SCAN_SCORES', 'SCAN_WATCHED', 'imputation_error', 'variant', 'changed',
-           'prepared', 'fit_here', 'own_accuracies', 'watcher', 'analysis_run', 'analyses', 'chosen_rows', 'by_subset',
-           'analysis_view', 'scan_scores', 'scan_run', 'scan_analyses', 'gradient_parts', 'OneRegion', 'region_weights']
+           'prepared', 'fit_here', 'own_accuracies', 'watcher', 'analysis_run', 'analyses', 'which', 'chosen_rows',
+           'by_subset', 'analysis_view', 'scan_scores', 'scan_run', 'scan_analyses', 'gradient_parts', 'OneRegion',
+           'region_weights']
 
 # %% ../nbs/3a_analyses.ipynb #3ac00004
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -132,28 +133,33 @@ def analysis_run(tested: str, method: str, changes: Mapping[str, object], seed: 
 def analyses(
     out: str | Path,
     variants: Sequence[tuple[str, Mapping[str, object]]],  # (method, changes of its recipe), ...
-    seeds: int = 5,
+    seeds: int | Iterable[int] = 5,  # how many, or which
     tested: Sequence[str] = ("image", "audio"),
     recipe: AudioVisionRecipe = AudioVisionRecipe(),  # what all share
     workers: int = 2,
 ) -> pd.DataFrame:  # rows of RUNS
     "Run what is missing, and read what was asked for. The recipe is written beside the results, and another one is refused."
-    out, names = Path(out), [variant(m, **c) for m, c in variants]
+    out, names, seeds = Path(out), [variant(m, **c) for m, c in variants], which(seeds)
     for m, c in variants: changed(AudioVision(m, tested[0], RATE), recipe, c)  # a wrong name shall not wait for its turn
     keep_recipe(out / "analyses_recipe.json", AudioVision, recipe, {m for m, _ in variants})
-    jobs = [{"tested": t, "variant": n, "method": m, "changes": dict(c), "seed": s, "recipe": recipe} for s in range(seeds) for t in tested for n, (m, c) in zip(names, variants)]
+    jobs = [{"tested": t, "variant": n, "method": m, "changes": dict(c), "seed": s, "recipe": recipe} for s in seeds for t in tested for n, (m, c) in zip(names, variants)]
     sweep(jobs, analysis_run, out, lambda job, folder: has_run(folder / RUNS, job, KEY), workers)
     return chosen_rows(read_runs(out / RUNS), names, seeds, tested)
+
+
+def which(seeds: int | Iterable[int]) -> list[int]:
+    "As many seeds from 0 on, or these."
+    return list(range(seeds)) if isinstance(seeds, int) else list(seeds)
 
 
 def chosen_rows(
     rows: pd.DataFrame,  # of any of the files
     names: Sequence[str],  # variants
-    seeds: int = 5,
+    seeds: int | Iterable[int] = 5,  # as for `analyses`
     tested: Sequence[str] = ("image", "audio"),  # on scans: "test" or "validation"
 ) -> pd.DataFrame:  # in the order of `names`
     "The rows of some variants."
-    rows = rows[rows.variant.isin(names) & (rows.seed < seeds) & rows.tested.isin(tested)]
+    rows = rows[rows.variant.isin(names) & rows.seed.isin(which(seeds)) & rows.tested.isin(tested)]
     place = rows.tested.map({t: k for k, t in enumerate(tested)}), rows.variant.map({n: k for k, n in enumerate(names)})
     return rows.assign(first=place[0], second=place[1]).sort_values(["first", "second", "seed"], kind="stable").drop(columns=["first", "second"]).reset_index(drop=True)
 
@@ -225,19 +231,19 @@ def scan_analyses(
     out: str | Path,
     data: str | Path,  # folder of cases
     variants: Sequence[tuple[str, Mapping[str, object]]],  # (method, changes of its recipe), ...
-    seeds: int = 3,
+    seeds: int | Iterable[int] = 3,  # how many, or which
     tested: str = "test",  # or validation
     recipe: SegmentationRecipe = SegmentationRecipe(),  # what all share
     workers: int = 2,
     runs: str | Path = "runs/table1",  # folder for checkpoints and models
 ) -> pd.DataFrame:  # rows of SCANS
     "`analyses` for scans."
-    out, names = Path(out), [variant(m, **c) for m, c in variants]
+    out, names, seeds = Path(out), [variant(m, **c) for m, c in variants], which(seeds)
     if tested not in ("test", "validation"): raise MetakdError(f"no patients '{tested}' to be tested: choose test or validation")
     for m, c in variants: changed(Brats(data, m), recipe, c)
     keep_recipe(out / "analyses_scans_recipe.json", Brats, recipe, {m for m, _ in variants})
     Brats(data).parts()  # the split is made here, once, and workers read it
-    jobs = [{"tested": tested, "variant": n, "method": m, "changes": dict(c), "seed": s, "recipe": recipe, "data": str(data), "runs": str(runs)} for s in range(seeds) for n, (m, c) in zip(names, variants)]
+    jobs = [{"tested": tested, "variant": n, "method": m, "changes": dict(c), "seed": s, "recipe": recipe, "data": str(data), "runs": str(runs)} for s in seeds for n, (m, c) in zip(names, variants)]
     sweep(jobs, scan_run, out, lambda job, folder: has_run(folder / SCANS, job, KEY), workers)
     return chosen_rows(read_runs(out / SCANS), names, seeds, (tested,))
 
