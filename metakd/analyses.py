@@ -6,8 +6,8 @@
 __all__ = ['RUNS', 'CURVES', 'BINS', 'SCORES', 'KEY', 'WATCHED', 'RATE', 'EVERY', 'TITLES', 'SCANS', 'SCAN_CASES', 'SCAN_CURVES',
            'SCAN_CERTAINTY', 'SCAN_BINS', 'SCAN_SCORES', 'SCAN_WATCHED', 'imputation_error', 'variant', 'changed',
            'prepared', 'fit_here', 'own_accuracies', 'watcher', 'analysis_run', 'analyses', 'which', 'chosen_rows',
-           'by_subset', 'analysis_view', 'scan_scores', 'scan_run', 'scan_analyses', 'gradient_parts', 'OneRegion',
-           'region_weights']
+           'by_subset', 'analysis_view', 'scan_scores', 'scan_run', 'scan_analyses', 'scan_view', 'gradient_parts',
+           'OneRegion', 'region_weights']
 
 # %% ../nbs/3a_analyses.ipynb #3ac00004
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -246,6 +246,26 @@ def scan_analyses(
     jobs = [{"tested": tested, "variant": n, "method": m, "changes": dict(c), "seed": s, "recipe": recipe, "data": str(data), "runs": str(runs)} for s in seeds for n, (m, c) in zip(names, variants)]
     sweep(jobs, scan_run, out, lambda job, folder: has_run(folder / SCANS, job, KEY), workers)
     return chosen_rows(read_runs(out / SCANS), names, seeds, (tested,))
+
+# %% ../nbs/3a_analyses.ipynb #baf47155
+def scan_view(
+    cases: pd.DataFrame,  # rows of SCAN_CASES
+    reference: str,  # a variant
+) -> pd.DataFrame:  # a row a variant: seeds, patients; for each region the mean Dice and the gain over the reference ± half-width of its 95 % interval, in brackets the two-tailed paired p, over patients
+    "What a change does on scans."
+    view = []
+    for name, own in cases.groupby("variant", sort=False):
+        base = cases[(cases.variant == reference) & cases.seed.isin(own.seed)]
+        row = {"variant": name, "seeds": own.seed.nunique(), "patients": own.case.nunique()}
+        for region in REGIONS:
+            a, b = (t[t.region == region] for t in (own[own.seed.isin(base.seed)], base))
+            pairs = pd.DataFrame({"a": a.groupby("case").dice.mean(), "b": b.groupby("case").dice.mean()}).dropna()
+            row[region] = f"{own[own.region == region].dice.mean():.1f}"
+            if name == reference or not len(pairs): row[f"{region} gain"] = ""; continue
+            gain, half = mean_interval(pairs.a - pairs.b)
+            row[f"{region} gain"] = f"{gain:+.2f} ± {half:.2f} ({2 * min(paired_p(pairs.a, pairs.b), paired_p(pairs.b, pairs.a)):.3f})"
+        view.append(row)
+    return pd.DataFrame(view).set_index("variant")
 
 # %% ../nbs/3a_analyses.ipynb #59bfe122
 def gradient_parts(

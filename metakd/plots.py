@@ -21,6 +21,7 @@ BLACK, ORANGE, SKY, GREEN, BLUE, RED, PURPLE = PALETTE = ("#000000", "#E69F00", 
 COLOURS = {
     "image": BLUE, "audio": RED,  # AudioVision-MNIST; the image of a clinic too
     "flair": GREEN, "t1": SKY, "t1c": RED, "t2": PURPLE,
+    "ET": RED, "TC": SKY, "WT": GREEN,  # regions of a tumour; as outlines on grey images, where the sky is brighter than the blue
     "genomic": ORANGE, "clinical": SKY, "biospecimen": PURPLE,
     "person": SKY, "apoe": ORANGE, "plasma": GREEN, "fluid": PURPLE,
     "LowerB": "#999999", "LowerB-norm": "#555555", "AutoEncoder": "#8C510A", "GAN": ORANGE, "Full2miss": SKY, "SMIL": PURPLE, "ShaSpec": GREEN, "NoKD": BLACK, "MetaKD": BLUE, "UpperB": RED,
