@@ -96,11 +96,12 @@ def segmenter(
 ) -> MultimodalModel:
     "A 3D U-Net. Equation (1) has one encoder for all sequences."
     widths = widths or WIDTHS[encoders]
-    if network == "compact": encoder, decoder, deepest = lambda: ResidualEncoder(widths), UNetDecoder(len(modalities), widths, regions), widths[-1]
-    else: encoder, decoder, deepest = ReferenceEncoder, ReferenceDecoder(len(modalities), regions=regions), 256
+    compact = network == "compact"
+    encoder, deepest = (lambda: ResidualEncoder(widths), widths[-1]) if compact else (ReferenceEncoder, 256)
     each = dict.fromkeys(modalities, encoder()) if encoders == "shared" else {m: encoder() for m in modalities}
+    decoder = UNetDecoder(len(modalities), widths, regions) if compact else ReferenceDecoder(len(modalities), regions=regions)
     model = MultimodalModel(Encoders(each), decoder, make_imputer(impute, len(modalities), deepest), impute_mean if skips == "mean" else impute_zero)
-    if network == "compact":
+    if compact:
         for part in (model.encoders, model.decoder): part.to(memory_format=torch.channels_last_3d)  # the layout in which few channels are fastest on a CPU
     return model
 
