@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RUNS', 'CURVES', 'BINS', 'SCORES', 'KEY', 'WATCHED', 'RATE', 'EVERY', 'TITLES', 'SCANS', 'SCAN_CASES', 'SCAN_CURVES',
            'SCAN_CERTAINTY', 'SCAN_BINS', 'SCAN_SCORES', 'SCAN_WATCHED', 'imputation_error', 'variant', 'changed',
-           'prepared', 'fit_here', 'own_accuracies', 'watcher', 'analysis_run', 'analyses', 'which', 'chosen_rows',
+           'fit_here', 'own_accuracies', 'prepared', 'watcher', 'analysis_run', 'analyses', 'which', 'chosen_rows',
            'by_subset', 'analysis_view', 'scan_scores', 'scan_run', 'scan_analyses', 'scan_view', 'gradient_parts',
            'OneRegion', 'region_weights']
 
@@ -70,18 +70,6 @@ def changed(
     return replace(whole, **{k: v for k, v in changes.items() if v != "accuracy"})
 
 
-def prepared(
-    experiment: Experiment,
-    recipe: Recipe,
-    changes: Mapping[str, object],
-    fit: Callable[[Experiment, Prepared], object] | None = None,  # how NoKD is trained where the weights are to be each modality's own accuracy; None: here and now
-) -> Prepared:
-    "The experiment with the recipe changed."
-    recipe = changed(experiment, recipe, changes)
-    if changes.get("weights") == "accuracy": recipe = replace(recipe, weights=own_accuracies(replace(experiment, method="NoKD"), recipe, fit or fit_here))
-    return experiment.prepare(recipe)
-
-
 def fit_here(experiment: Experiment, p: Prepared, **options) -> pd.DataFrame:
     "Train, and leave nothing on disk."
     return train(p.method, p.task, p.recipe, p.train, p.validation, p.asked, progress=False, meta=p.meta, **options)
@@ -93,6 +81,18 @@ def own_accuracies(experiment: Experiment, recipe: Recipe, fit: Callable[[Experi
     fit(experiment, p)
     table = evaluate(p.method, p.task, p.validation, torch.eye(len(p.method.modalities), dtype=torch.bool)).set_index("subset")
     return tuple(round(table[p.task.main_metric][m], 6) for m in p.method.modalities)
+
+
+def prepared(
+    experiment: Experiment,
+    recipe: Recipe,
+    changes: Mapping[str, object],
+    fit: Callable[[Experiment, Prepared], object] = fit_here,  # how NoKD is trained where the weights are to be each modality's own accuracy
+) -> Prepared:
+    "The experiment with the recipe changed."
+    recipe = changed(experiment, recipe, changes)
+    if changes.get("weights") == "accuracy": recipe = replace(recipe, weights=own_accuracies(replace(experiment, method="NoKD"), recipe, fit))
+    return experiment.prepare(recipe)
 
 # %% ../nbs/3a_analyses.ipynb #3ac0000e
 RUNS, CURVES, BINS = "analyses.csv", "analyses_curves.csv", "analyses_bins.csv"
