@@ -6,8 +6,8 @@
 __all__ = ['RUNS', 'CURVES', 'BINS', 'SCORES', 'KEY', 'WATCHED', 'RATE', 'EVERY', 'TITLES', 'SCANS', 'SCAN_CASES', 'SCAN_CURVES',
            'SCAN_CERTAINTY', 'SCAN_BINS', 'SCAN_SCORES', 'SCAN_WATCHED', 'imputation_error', 'variant', 'changed',
            'fit_here', 'own_accuracies', 'prepared', 'watcher', 'analysis_run', 'analyses', 'which', 'chosen_rows',
-           'by_subset', 'analysis_view', 'scan_scores', 'scan_run', 'scan_analyses', 'scan_view', 'gradient_parts',
-           'OneRegion', 'region_weights']
+           'by_subset', 'analysis_view', 'scan_scores', 'scan_run', 'scan_analyses', 'scan_gains', 'scan_view',
+           'scan_kept', 'gradient_parts', 'OneRegion', 'region_weights']
 
 # %% ../nbs/3a_analyses.ipynb #3ac00004
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -242,30 +242,55 @@ def scan_analyses(
     if tested not in ("test", "validation"): raise MetakdError(f"no patients '{tested}' to be tested: choose test or validation")
     for m, c in variants: changed(Brats(data, m), recipe, c)
     keep_recipe(out / "analyses_scans_recipe.json", Brats, recipe, {m for m, _ in variants})
-    Brats(data).parts()  # the split is made here, once, and workers read it
     jobs = [{"tested": tested, "variant": n, "method": m, "changes": dict(c), "seed": s, "recipe": recipe, "data": str(data), "runs": str(runs)} for s in seeds for n, (m, c) in zip(names, variants)]
-    sweep(jobs, scan_run, out, lambda job, folder: has_run(folder / SCANS, job, KEY), workers)
+    done = lambda job, folder: has_run(folder / SCANS, job, KEY)
+    if not all(done(j, out) for j in jobs): Brats(data).parts()  # the split is made here, once, and workers read it; who only reads results needs no data
+    sweep(jobs, scan_run, out, done, workers)
     return chosen_rows(read_runs(out / SCANS), names, seeds, (tested,))
 
 # %% ../nbs/3a_analyses.ipynb #baf47155
+def scan_gains(
+    cases: pd.DataFrame,  # rows of SCAN_CASES
+    reference: str,  # a variant
+    over: str = "case",  # or seed
+) -> pd.DataFrame:  # a row a variant, region and patient (or seed): dice, and gain over the reference, means over the seeds (or patients) that both have
+    "What a change does to each patient, or from each seed."
+    key = ["seed", "case", "region"]
+    pairs = cases.merge(cases[cases.variant == reference][[*key, "dice"]], on=key, suffixes=("", "_reference"))
+    means = pairs.assign(gain=pairs.dice - pairs.dice_reference).groupby(["variant", "region", over], sort=False)[["dice", "gain"]].mean().reset_index()
+    return means.dropna()
+
+
 def scan_view(
     cases: pd.DataFrame,  # rows of SCAN_CASES
     reference: str,  # a variant
 ) -> pd.DataFrame:  # a row a variant: seeds, patients; for each region the mean Dice and the gain over the reference ± half-width of its 95 % interval, in brackets the two-tailed paired p, over patients
     "What a change does on scans."
-    view = []
+    view, gains = [], scan_gains(cases, reference)
     for name, own in cases.groupby("variant", sort=False):
-        base = cases[(cases.variant == reference) & cases.seed.isin(own.seed)]
         row = {"variant": name, "seeds": own.seed.nunique(), "patients": own.case.nunique()}
         for region in REGIONS:
-            a, b = (t[t.region == region] for t in (own[own.seed.isin(base.seed)], base))
-            pairs = pd.DataFrame({"a": a.groupby("case").dice.mean(), "b": b.groupby("case").dice.mean()}).dropna()
+            gain = gains[(gains.variant == name) & (gains.region == region)].gain
             row[region] = f"{own[own.region == region].dice.mean():.1f}"
-            if name == reference or not len(pairs): row[f"{region} gain"] = ""; continue
-            gain, half = mean_interval(pairs.a - pairs.b)
-            row[f"{region} gain"] = f"{gain:+.2f} ± {half:.2f} ({2 * min(paired_p(pairs.a, pairs.b), paired_p(pairs.b, pairs.a)):.3f})"
+            if name == reference or not len(gain): row[f"{region} gain"] = ""; continue
+            mean, half = mean_interval(gain)
+            row[f"{region} gain"] = f"{mean:+.2f} ± {half:.2f} ({2 * min(paired_p(gain, 0 * gain), paired_p(0 * gain, gain)):.3f})"
         view.append(row)
     return pd.DataFrame(view).set_index("variant")
+
+
+# %% ../nbs/3a_analyses.ipynb #3d73548c
+def scan_kept(
+    certainty: pd.DataFrame,  # rows of SCAN_CERTAINTY
+    part: float = 0.9,  # of the patients, to be kept
+) -> pd.DataFrame:  # a row a variant, seed, subset and region: sequences, how many there are; dice of all; the gain of the kept, and at best; correlation, by ranks, of confidence and Dice
+    "Dice when the least certain patients are left to a human."
+    rows = []
+    for key, own in certainty.groupby(["variant", "seed", "subset", "region"], sort=False):
+        keep, dice = round(part * len(own)), own.dice.mean()
+        rows.append({**dict(zip(("variant", "seed", "subset", "region"), key)), "sequences": key[2].count("+") + 1, "dice": dice, "gain": own.nlargest(keep, "confidence").dice.mean() - dice, "at best": own.dice.nlargest(keep).mean() - dice, "correlation": own.confidence.corr(own.dice, method="spearman")})
+    return pd.DataFrame(rows)
+
 
 # %% ../nbs/3a_analyses.ipynb #59bfe122
 def gradient_parts(

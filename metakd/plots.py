@@ -79,12 +79,13 @@ def plot_dots(
     x: str,  # the column of values
     reference: str | None = None,  # the name whose mean becomes a vertical line
     labels: dict[str, str] | None = None,  # what to write for a name
+    points: pd.DataFrame | None = None,  # rows that are drawn one by one beside the means, where it is not those of `rows`: there the interval is over patients and a point is a seed
 ) -> None:
     "A line of the picture a name, in order of appearance from above: mean, 95 % interval, and every run."
-    names = list(dict.fromkeys(rows[y]))
+    names, points = list(dict.fromkeys(rows[y])), rows if points is None else points
     for k, (name, colour) in enumerate(zip(names, colours(names).values())):
-        values = pd.DataFrame({0: rows[rows[y] == name][x].to_numpy(float)})
-        ax.plot(values[0], [-k] * len(values), "o", ms=3, color=colour, alpha=0.35, mew=0)
+        values, each = pd.DataFrame({0: rows[rows[y] == name][x].to_numpy(float)}), points[points[y] == name][x]
+        ax.plot(each, [-k] * len(each), "o", ms=3, color=colour, alpha=0.35, mew=0)
         if len(values) > 1: low, high = band(values, "interval"); ax.plot([low[0], high[0]], [-k, -k], color=colour, lw=1.5)
         ax.plot(values[0].mean(), -k, "o", ms=7, color=colour)
         if name == reference: ax.axvline(values[0].mean(), color="0.6", lw=0.8, ls="--", zorder=0)
