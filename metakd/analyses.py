@@ -264,9 +264,10 @@ def scan_gains(
 def scan_view(
     cases: pd.DataFrame,  # rows of SCAN_CASES
     reference: str,  # a variant
-) -> pd.DataFrame:  # a row a variant: seeds, patients; for each region the mean Dice and the gain over the reference ± half-width of its 95 % interval, in brackets the two-tailed paired p, over patients
+    over: str = "case",  # what interval and p are about: other patients, or (seed) other trainings
+) -> pd.DataFrame:  # a row a variant: seeds, patients; for each region the mean Dice and the gain over the reference ± half-width of its 95 % interval, in brackets the two-tailed paired p
     "What a change does on scans."
-    view, gains = [], scan_gains(cases, reference)
+    view, gains = [], scan_gains(cases, reference, over)
     for name, own in cases.groupby("variant", sort=False):
         row = {"variant": name, "seeds": own.seed.nunique(), "patients": own.case.nunique()}
         for region in REGIONS:
@@ -274,7 +275,7 @@ def scan_view(
             row[region] = f"{own[own.region == region].dice.mean():.1f}"
             if name == reference or not len(gain): row[f"{region} gain"] = ""; continue
             mean, half = mean_interval(gain)
-            row[f"{region} gain"] = f"{mean:+.2f} ± {half:.2f} ({2 * min(paired_p(gain, 0 * gain), paired_p(0 * gain, gain)):.3f})"
+            row[f"{region} gain"] = f"{mean:+.2f}" if len(gain) < 2 else f"{mean:+.2f} ± {half:.2f} ({2 * min(paired_p(gain, 0 * gain), paired_p(0 * gain, gain)):.3f})"
         view.append(row)
     return pd.DataFrame(view).set_index("variant")
 

@@ -4,16 +4,15 @@
 
 # %% auto #0
 __all__ = ['BLACK', 'ORANGE', 'SKY', 'GREEN', 'BLUE', 'RED', 'PURPLE', 'PALETTE', 'COLOURS', 'colours', 'band', 'plot_curves',
-           'plot_dots', 'plot_gains', 'plot_reliability']
+           'plot_weights', 'plot_dots', 'plot_region_gains', 'plot_gains', 'plot_reliability']
 
 # %% ../nbs/03_plots.ipynb #03c00004
 from collections.abc import Iterable
 from typing import Literal
 
-import numpy as np
 import pandas as pd
-import scipy.stats
 
+from .evaluation import mean_interval
 from .modalities import MetakdError
 
 # %% ../nbs/03_plots.ipynb #03c00007
@@ -47,8 +46,7 @@ def band(
     if shade == "range": return values.min(), values.max()
     if shade == "half": return values.quantile(0.25), values.quantile(0.75)
     if shade != "interval": raise MetakdError(f"unknown shade '{shade}': choose interval, range or half")
-    n = values.count()
-    half = scipy.stats.t.ppf(0.975, (n - 1).clip(lower=1)) * values.std() / np.sqrt(n)
+    half = values.apply(lambda v: mean_interval(v.dropna())[1])
     return values.mean() - half, values.mean() + half
 
 
@@ -71,6 +69,17 @@ def plot_curves(
         if len(values) > 1 and shade != "none": ax.fill_between(values.columns, *band(values, shade), color=line.get_color(), alpha=0.18, lw=0)
     ax.set(xlabel=x.replace("_", " "), ylabel=y.replace("_", " "))
 
+# %% ../nbs/03_plots.ipynb #b657aa9a
+def plot_weights(
+    ax,
+    curves: pd.DataFrame,  # one row a run and x, with the columns seed, x, and w_NAME for each modality
+    x: str,  # epoch, or step
+    **how,  # to `plot_curves`
+) -> None:
+    "Importance weights in the course of training."
+    names = {c: c.removeprefix("w_") for c in curves.columns if c.startswith("w_")}
+    plot_curves(ax, curves.rename(columns=names).melt(["seed", x], list(names.values()), "modality", "importance w"), x, "importance w", "modality", **how)
+
 # %% ../nbs/03_plots.ipynb #03c00014
 def plot_dots(
     ax,
@@ -85,12 +94,25 @@ def plot_dots(
     names, points = list(dict.fromkeys(rows[y])), rows if points is None else points
     for k, (name, colour) in enumerate(zip(names, colours(names).values())):
         values, each = pd.DataFrame({0: rows[rows[y] == name][x].to_numpy(float)}), points[points[y] == name][x]
-        ax.plot(each, [-k] * len(each), "o", ms=3, color=colour, alpha=0.35, mew=0)
+        ax.plot(each, [-k - 0.25] * len(each), "o", ms=3, color=colour, alpha=0.6, mew=0)
         if len(values) > 1: low, high = band(values, "interval"); ax.plot([low[0], high[0]], [-k, -k], color=colour, lw=1.5)
         ax.plot(values[0].mean(), -k, "o", ms=7, color=colour)
         if name == reference: ax.axvline(values[0].mean(), color="0.6", lw=0.8, ls="--", zorder=0)
     ax.set(yticks=[-k for k in range(len(names))], ylim=(0.6 - len(names), 0.4), xlabel=x.replace("_", " "))
     ax.set_yticklabels([(labels or {}).get(n, n) for n in names])
+
+# %% ../nbs/03_plots.ipynb #a431551f
+def plot_region_gains(
+    axes,  # one a region, in their order of appearance
+    patients: pd.DataFrame,  # one row a variant, region and patient: variant, region, gain
+    seeds: pd.DataFrame,  # one row a variant, region and seed
+    reference: str,  # the variant that the gains are over
+    labels: dict[str, str] | None = None,  # what to write for a variant
+) -> None:
+    "Gains region by region: mean and 95 % interval over patients, and every seed."
+    for ax, (region, own) in zip(axes, patients.groupby("region", sort=False), strict=True):
+        plot_dots(ax, own, "variant", "gain", reference, labels, seeds[seeds.region == region])
+        ax.set(title=region, xlabel=f"Dice over {(labels or {}).get(reference, reference)} (points)")
 
 # %% ../nbs/03_plots.ipynb #03c00017
 def plot_gains(
@@ -112,11 +134,13 @@ def plot_gains(
 # %% ../nbs/03_plots.ipynb #03c0001a
 def plot_reliability(
     ax,
-    bins: pd.DataFrame,  # n, confidence and accuracy of each bin, 0..1
+    bins: pd.DataFrame,  # n, confidence and accuracy of each bin, 0..1; of one run or of many
     label: str | None = None,
     **style,  # of the points
 ) -> None:
-    "Accuracy against confidence."
+    "Accuracy against confidence, in tenths."
+    sums = bins[["confidence", "accuracy"]].mul(bins.n, axis=0).assign(n=bins.n).groupby((10 * bins.confidence).astype(int).clip(upper=9)).sum()
+    bins = sums.div(sums.n, axis=0).assign(n=sums.n)
     ax.plot([0, 1], [0, 1], color="0.7", lw=0.8, zorder=0)
     ax.plot(bins.confidence, bins.accuracy, lw=0.8, alpha=0.6, **style)
     ax.scatter(bins.confidence, bins.accuracy, s=4 + 120 * bins.n / bins.n.sum(), label=label, **style)
