@@ -6,8 +6,8 @@
 __all__ = ['RUNS', 'CURVES', 'BINS', 'SCORES', 'KEY', 'WATCHED', 'RATE', 'EVERY', 'TITLES', 'SCANS', 'SCAN_CASES', 'SCAN_CURVES',
            'SCAN_CERTAINTY', 'SCAN_BINS', 'SCAN_SCORES', 'SCAN_WATCHED', 'imputation_error', 'variant', 'changed',
            'fit_here', 'own_accuracies', 'prepared', 'watcher', 'analysis_run', 'analyses', 'which', 'chosen_rows',
-           'by_subset', 'analysis_view', 'scan_scores', 'scan_run', 'scan_analyses', 'scan_gains', 'scan_view',
-           'scan_kept', 'gradient_parts', 'OneRegion', 'region_weights']
+           'by_subset', 'analysis_gains', 'analysis_view', 'scan_scores', 'scan_run', 'scan_analyses', 'scan_gains',
+           'scan_view', 'scan_kept', 'gradient_parts', 'OneRegion', 'region_weights']
 
 # %% ../nbs/3a_analyses.ipynb #3ac00004
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -173,6 +173,17 @@ def by_subset(
     image = wide.tested == "image"
     table = wide[["tested", "variant", "seed"]].assign(asked=wide.image.where(image, wide.audio), other=wide.audio.where(image, wide.image), both=wide["image+audio"])
     return table.assign(mean=table[["asked", "other", "both"]].mean(axis=1))
+
+
+def analysis_gains(
+    rows: pd.DataFrame,  # from `analyses`
+    reference: str,  # a variant
+    value: str = "accuracy",
+) -> pd.DataFrame:  # as `by_subset`, each run less the reference's of the same seed and direction; runs without one are left out
+    "What a change does to each run."
+    table = by_subset(rows, value).set_index(["tested", "variant", "seed"])
+    base = table.xs(reference, level="variant")
+    return (table - base.reindex(table.index.droplevel("variant")).to_numpy()).dropna(how="all").reset_index()
 
 
 def analysis_view(
