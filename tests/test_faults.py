@@ -10,7 +10,7 @@ import pytest
 
 from conftest import assert_same_run, hears_ctrl_c, log, metakd_in_two_processes
 
-BASE = ["train", "audiovision", "--rate", "0.2", "--recipe.epochs", "5", "--checkpoint-seconds", "0"]
+BASE = ["train", "audiovision", "--rate", "0.2", "--recipe.epochs", "15", "--checkpoint-seconds", "0"]  # long enough that a busy machine can still stop it in time
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
