@@ -94,11 +94,11 @@ def plot_dots(
     "A line of the picture a name, in order of appearance from above: mean, 95 % interval, and every run."
     names, points = list(dict.fromkeys(rows[y])), rows if points is None else points
     for k, (name, colour) in enumerate(zip(names, colours(names).values())):
-        values, each = pd.DataFrame({0: rows[rows[y] == name][x].to_numpy(float)}), points[points[y] == name][x]
+        (mean, half), each = mean_interval(rows[rows[y] == name][x].dropna()), points[points[y] == name][x]
         ax.plot(each, [-k - 0.25] * len(each), "o", ms=3, color=colour, alpha=0.6, mew=0)
-        if len(values) > 1: low, high = band(values, "interval"); ax.plot([low[0], high[0]], [-k, -k], color=colour, lw=1.5)
-        ax.plot(values[0].mean(), -k, "o", ms=7, color=colour)
-        if name == reference: ax.axvline(values[0].mean(), color="0.6", lw=0.8, ls="--", zorder=0)
+        ax.plot([mean - half, mean + half], [-k, -k], color=colour, lw=1.5)
+        ax.plot(mean, -k, "o", ms=7, color=colour)
+        if name == reference: ax.axvline(mean, color="0.6", lw=0.8, ls="--", zorder=0)
     ax.set(yticks=[-k for k in range(len(names))], ylim=(0.6 - len(names), 0.4), xlabel=x.replace("_", " "))
     ax.set_yticklabels([(labels or {}).get(n, n) for n in names])
 
