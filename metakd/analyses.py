@@ -143,7 +143,7 @@ def analyses(
     for m, c in variants: changed(AudioVision(m, tested[0], RATE), recipe, c)  # a wrong name shall not wait for its turn
     keep_recipe(out / "analyses_recipe.json", AudioVision, recipe, {m for m, _ in variants})
     jobs = [{"tested": t, "variant": n, "method": m, "changes": dict(c), "seed": s, "recipe": recipe} for s in seeds for t in tested for n, (m, c) in zip(names, variants)]
-    sweep(jobs, analysis_run, out, lambda job, folder: has_run(folder / RUNS, job, KEY), workers)
+    sweep(jobs, analysis_run, out, lambda job, folder: has_run(folder / RUNS, job, KEY), workers, tables=(CURVES, BINS, RUNS), experiment=AudioVision)
     return chosen_rows(read_runs(out / RUNS), names, seeds, tested)
 
 
@@ -226,10 +226,10 @@ def scan_run(tested: str, method: str, changes: Mapping[str, object], seed: int,
     "Train one variant, or read it; then every subset of the patients in `tested`."
     torch.set_num_threads(1)
     experiment, name, recipe = Brats(data, method), variant(method, **changes), replace(recipe, seed=seed)
-    plain = lambda other, q: trained(other, q, Path(runs) / f"{variant(other.method, **{k: v for k, v in changes.items() if hasattr(q.recipe, k)})}-{seed}")
+    plain = lambda other, q: trained(q, Path(runs) / f"{variant(other.method, **{k: v for k, v in changes.items() if hasattr(q.recipe, k)})}-{seed}")
     p = prepared(experiment, recipe, changes, plain)
     crops = [p.validation.draw(torch.arange(p.validation.size), 0)]
-    history = trained(experiment, p, Path(runs) / f"{name}-{seed}", watch=lambda trainee: imputation_error(trainee.model, crops))
+    history = trained(p, Path(runs) / f"{name}-{seed}", watch=lambda trainee: imputation_error(trainee.model, crops))
     key = {"tested": tested, "variant": name, "seed": seed}
     tables = scan_scores(p.method, p.task, getattr(p, tested), **key)
     tables[SCAN_CURVES] = history.reindex(columns=SCAN_WATCHED).round(5).assign(**key)[[*key, *SCAN_WATCHED]]
@@ -256,7 +256,7 @@ def scan_analyses(
     jobs = [{"tested": tested, "variant": n, "method": m, "changes": dict(c), "seed": s, "recipe": recipe, "data": str(data), "runs": str(runs)} for s in seeds for n, (m, c) in zip(names, variants)]
     done = lambda job, folder: has_run(folder / SCANS, job, KEY)
     if not all(done(j, out) for j in jobs): Brats(data).parts()  # the split is made here, once, and workers read it; who only reads results needs no data
-    sweep(jobs, scan_run, out, done, workers)
+    sweep(jobs, scan_run, out, done, workers, tables=(SCANS, SCAN_CASES, SCAN_CURVES, SCAN_CERTAINTY, SCAN_BINS), experiment=Brats)
     return chosen_rows(read_runs(out / SCANS), names, seeds, (tested,))
 
 # %% ../nbs/3a_analyses.ipynb #baf47155

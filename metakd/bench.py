@@ -36,7 +36,8 @@ from .model import classifier, segmenter
 from .segmentation import Brats, SegmentationRecipe
 from .tables import align
 from .tasks import Classification, Method, Recipe, Segmentation
-from .training import Loader, bare_epoch, json_bytes, save_weights, train as train_method
+from .files import json_bytes
+from .training import RUN, Loader, bare_epoch, save_weights, train as train_method, versions
 
 # %% ../nbs/38_bench.ipynb #7d26c141
 def interleaved(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:  # name -> median seconds
@@ -267,7 +268,7 @@ def bench_predict(shape: Sequence[int] = (240, 240, 155), counts: Sequence[int] 
         run = Path(folder) / "run"
         experiment = Brats(Path(folder))
         save_weights(run, experiment.build(recipe)[0], recipe)
-        atomic_write(run / "experiment.json", json_bytes({"experiment": "brats", "data": folder, "method": "MetaKD", "split": None, "cache": None}))
+        atomic_write(run / RUN, json_bytes({"format": 2, "about": experiment.about(), "training": {}, "versions": versions()}))
         for n in counts:
             scan_like(Path(folder) / str(n), n, shape)
             script = ("import resource, sys; from metakd.cli import main\n"

@@ -4,18 +4,20 @@
 
 # %% auto #0
 __all__ = ['EXPERIMENTS', 'DIGITS', 'SCANS', 'PEOPLE', 'TRAININGS', 'adni_command', 'COMMANDS', 'data', 'train_run',
-           'train_command', 'named_method', 'open_run', 'evaluate_run', 'glioma', 'predict_command', 'print_table1',
-           'table1_command', 'clinic', 'study_command', 'print_table2', 'table2_command', 'demo', 'bench', 'train_help',
-           'say', 'main']
+           'train_command', 'named_method', 'open_run', 'chosen_device', 'evaluate_run', 'check_test', 'glioma',
+           'predict_command', 'print_table1', 'table1_command', 'clinic', 'study_command', 'print_table2',
+           'table2_command', 'demo', 'bench', 'cache', 'train_help', 'say', 'in_ascii', 'name_plugins', 'main']
 
 # %% ../nbs/50_cli.ipynb #8647e472
+import codecs
+import importlib
 import inspect
 import json
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -29,16 +31,18 @@ from .data.adni import MODALITIES
 from .data.audiovision import FRONT_ENDS, choose_recordings, load
 from .data.glioma import BRATS_SHAPE, write_cohort
 from .data.memory_clinic import write_clinic
+from .data.brats import merged
 from .evaluation import evaluate
 from metakd.experiments import (
-    CLASSIFIERS, CURVES, PROTOCOLS, RATES, AudioVision, AudioVisionRecipe, gains, plot_importance, read_runs, table2, table2_jobs, table2_view,
+    CLASSIFIERS, CURVES, PLUGINS, PROTOCOLS, RATES, AudioVision, AudioVisionRecipe, gains, load_plugin, plot_importance, read_runs, table2, table2_jobs, table2_view,
 )
-from .inference import patients_in, predict
+from .files import cache_dir, differences, read_json, source_digest, write_table
+from .inference import VOLUMES, patients_in, postprocess, predict
 from .modalities import MetakdError, MetakdWarning, atomic_write
 from .segmentation import CASES, REFERENCE, Brats, paper_view, table1, table1_gains, table1_summary, table1_view
 from .studies import KEY, METRICS, PAPER_ADNI, SUBSETS, Study, read_study, studies, study_view, subsets_view
-from .tasks import Recipe
-from .training import json_bytes, load_weights, train as train_method
+from .tasks import Recipe, Segmentation
+from .training import load_weights, read_run, train as train_method
 
 # %% ../nbs/50_cli.ipynb #22ab73a0
 def data(
@@ -56,22 +60,18 @@ def data(
         print(f"{front_end}: {len(d.y)} pairs, {len(d.speakers)} speakers ({', '.join(d.speakers)}), source {d.source}")
 
 # %% ../nbs/50_cli.ipynb #26d1304a
-EXPERIMENTS = {"audiovision": AudioVision, "brats": Brats, "study": Study}
+EXPERIMENTS = {e.command: e for e in (AudioVision, Brats, Study)}
 DIGITS, SCANS, PEOPLE = (e.recipe_for("MetaKD") for e in EXPERIMENTS.values())
 
 
 def train_run(name: str, out: Path, experiment, recipe: Recipe, resume: bool, checkpoint_seconds: float) -> None:
     "What every `metakd train ...` does."
-    description, said = out / "experiment.json", {"experiment": name, **json.loads(json.dumps(asdict(experiment), default=str))}
-    if resume and description.exists() and (then := json.loads(description.read_text())) != said:
-        raise MetakdError(f"{out} belongs to another experiment: {then}; choose another folder")
-    p = experiment.prepare(recipe)
-    main = int(os.environ.get("RANK", 0)) == 0
-    history = train_method(p.method, p.task, p.recipe, p.train, p.validation, p.asked, out, resume, checkpoint_seconds=checkpoint_seconds, meta=p.meta)
+    p, main = experiment.prepare(recipe), int(os.environ.get("RANK", 0)) == 0
+    if main: print(f"data: {p.source}")
+    history = train_method(p.method, p.task, p.recipe, p.train, p.validation, p.asked, out, resume, checkpoint_seconds=checkpoint_seconds, meta=p.meta, about=p.about)
     if not main: return
-    atomic_write(description, json_bytes(said))
     print(evaluate(p.method, p.task, p.test).to_string(index=False))
-    print(f"{out}: {len(history)} epochs, data: {p.source}. Evaluate again with: metakd evaluate {out}")
+    print(f"{out}: {len(history)} epochs. Evaluate again with: metakd evaluate {out}")
 
 # %% ../nbs/50_cli.ipynb #df6b84af
 TRAININGS = {  # name -> experiment, its default, what it does, recipe, seconds between two checkpoints
@@ -119,34 +119,68 @@ def named_method(
 # %% ../nbs/50_cli.ipynb #64d1019e
 def open_run(
     run: Path,  # the folder that train wrote
-) -> tuple:  # experiment, recipe
-    "What was trained, and with which numbers."
+    data: Path | None = None,  # where its data are now
+) -> tuple:  # experiment, recipe, about
+    "What was trained, and with which numbers. Nothing that the folder says is executed or written to."
+    about, numbers = read_run(run)["about"], run / "recipe.json"
+    if not numbers.exists() and (kept := sorted((run / "checkpoints").glob("step-*/recipe.json"))): numbers = kept[-1]
+    kind = EXPERIMENTS.get(about.get("experiment")) if isinstance(about.get("experiment"), str) else None
+    if kind is None: raise MetakdError(f"{run} was not trained by `metakd train`; load_weights reads its weights in Python")
+    try: experiment = kind.reopen(about, data)
+    except MetakdError as e: raise MetakdError(f"{run}: {e}") from None
+    try: return experiment, experiment.recipe_type()(**read_json(numbers, "the recipe of a training")), about
+    except (TypeError, KeyError, AttributeError) as e: raise MetakdError(f"{numbers}: cannot be read as a recipe ({e})") from None
+
+
+def chosen_device(name: str | None) -> torch.device:
+    "A device that is there. None: a GPU where there is one."
+    if name is None: return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        said = json.loads((run / "experiment.json").read_text())
-        experiment = EXPERIMENTS[said.pop("experiment")](**said)
-        return experiment, experiment.recipe_type()(**json.loads((run / "recipe.json").read_text()))
-    except FileNotFoundError as e: raise MetakdError(f"{e.filename}: no such file; expected the folder of a finished training") from None
-    except (TypeError, KeyError, json.JSONDecodeError) as e: raise MetakdError(f"{run}: experiment.json or recipe.json cannot be read ({e})") from None
+        device = torch.device(name)
+        if device.type != "meta": return torch.zeros(1, device=device).device
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError): pass
+    there = ["cpu", *(f"cuda:{k}" for k in range(torch.cuda.device_count()))]
+    raise MetakdError(f"--device {name}: there is no such device here; choose {', '.join(there)}")
 
 
 def evaluate_run(
     run: tyro.conf.Positional[Path],
     csv: Path | None = None,
     each: bool = False,
+    data: Path | None = None,
+    split: Path | None = None,
+    post: bool = False,
+    device: str | None = None,
 ) -> None:
     """A trained model on its test data, every subset of modalities.
 
     Args:
         run: The folder that train wrote.
         csv: Also write the table there.
-        each: A row for every test sample instead of their mean.
+        each: A row for every test sample, with its name, instead of their mean.
+        data: Where the data are now, or those of another place (with split).
+        split: A JSON file whose list test says which cases or people to test, instead of those of the training's split.
+        post: Scans: drop small pieces, and call less than 500 mm3 of ET core, before scoring.
+        device: Such as cuda:1; None takes a GPU where there is one.
     """
-    experiment, recipe = open_run(run)
-    p = experiment.prepare(recipe)
-    load_weights(run, p.method)
-    table = evaluate(p.method, p.task, p.test, each=each)
+    where = chosen_device(device)
+    experiment, recipe, about = open_run(run, data)
+    try: p = experiment.prepare_test(recipe, about, split)
+    except (KeyError, TypeError, AttributeError) as e: raise MetakdError(f"{run}: what its experiment.json says of the data cannot be read ({type(e).__name__}: {e})") from None
+    if split is None: check_test(run, p.about, about)
+    load_weights(run, p.method).to(where)
+    if isinstance(p.task, Segmentation): p.task.hausdorff, p.task.post = True, postprocess if post else None
+    elif post: raise MetakdError("--post is for scans")
+    p.test.check(p.method.modalities, p.method.shapes)
+    table = evaluate(p.method, p.task, p.test, each=each, names=p.names)
     print(table.to_string(index=False))
-    if csv: atomic_write(csv, table.to_csv(index=False).encode())
+    if csv: write_table(csv, table)
+
+
+def check_test(run: Path, now: dict, about: dict) -> None:
+    "Raise a `MetakdError` where a run's test data are not what they were."
+    found = differences(about.get("test", {}), now.get("test", {}))
+    if found: raise MetakdError(f"{run}: its test data are not those of its training any more ({'; '.join(found)}); name others with --split")
 
 # %% ../nbs/50_cli.ipynb #6e7f7cff
 def glioma(
@@ -179,6 +213,8 @@ def predict_command(
     t1: Path | None = None,
     t1c: Path | None = None,
     t2: Path | None = None,
+    name: str | None = None,
+    labels: Literal["auto", "brats", "brats2023", "brats2024", "decathlon"] = "auto",
     mirror: bool = False,
     post: bool = False,
     save_probabilities: bool = False,
@@ -186,32 +222,46 @@ def predict_command(
     precision: Literal["no", "bf16"] = "no",
     device: str | None = None,
     window_batch: int = 4,
+    overwrite: bool = False,
+    skip_existing: bool = False,
 ) -> None:
     """Segment one or many patients from whichever sequences there are.
 
     Args:
         run: The folder that train wrote.
         inputs: Folders of patients in any BraTS layout, or files named that way.
-        out: Folder for NAME.nii.gz (labels 1, 2, 4 on the input's grid) and NAME.png.
+        out: Folder for NAME_seg.nii.gz (on the input's grid), NAME_seg.png and volumes.csv.
         flair: The FLAIR file of one patient whose files have other names.
         t1: Its T1.
         t1c: Its T1 with contrast.
         t2: Its T2.
+        name: What to call that patient; None: what its files are called, or their folder.
+        labels: The convention to answer in. auto: that of the patient's files.
         mirror: Average over the eight mirror images.
         post: Drop small pieces; call less than 500 mm3 of ET core.
-        save_probabilities: Also write NAME_probabilities.nii.gz, one volume each for ET, TC and WT.
+        save_probabilities: Also write NAME_seg_probabilities.nii.gz, one volume each for ET, TC and WT.
         png: Write the pictures.
         precision: bf16 for mixed precision.
         device: Such as cuda:1; None takes a GPU where there is one.
         window_batch: Windows in one pass; more is faster on a GPU.
+        overwrite: Replace results that are there.
+        skip_existing: Leave patients out whose segmentation is there, to go on with a batch that was stopped.
     """
-    cases, problems = patients_in(inputs, {"flair": flair, "t1": t1, "t1c": t1c, "t2": t2})
-    experiment, recipe = open_run(run)
+    where = chosen_device(device)
+    experiment, recipe, about = open_run(run)
     if not isinstance(experiment, Brats): raise MetakdError(f"{run} does not segment; predict needs a run of `metakd train brats`")
+    cases, problems = patients_in(inputs, {"flair": flair, "t1": t1, "t1c": t1c, "t2": t2}, name)
     method, task = experiment.build(recipe, window_batch=window_batch, device="cpu")
-    load_weights(run, method).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    done, failed = predict(method, task, cases, out, mirror=mirror, post=post, save_probabilities=save_probabilities, png=png, precision=precision)
-    print(f"{out}: {len(done)} patients segmented")
+    load_weights(run, method).to(where)
+    rows, failed = predict(
+        method, task, cases, out, mirror=mirror, post=post, save_probabilities=save_probabilities, png=png, precision=precision, labels=labels, intensities=recipe.intensities,
+        trained=about.get("scans"), overwrite=overwrite, skip_existing=skip_existing)
+    unused = {c.name: c.unused for c in cases}
+    for r in rows:
+        print(f"{r['name']}: from {r['sequences']}; " + ", ".join(f"{k.removesuffix('_ml')} {v:.2f} ml" for k, v in r.items() if k.endswith("_ml")) + (f"; not used: {', '.join(p.name for p in unused[r['name']])}" if unused[r["name"]] else ""))
+    for convention in sorted({r["labels"] for r in rows}): print(merged(convention))
+    skipped = len(cases) - len(rows) - len(failed)
+    print(f"{out}: {len(rows)} patients segmented" + (f", {skipped} were there already" if skipped else "") + f"; volumes in {out / VOLUMES}")
     if (problems := problems + failed):
         for p in problems: print(f"metakd: {p}", file=sys.stderr)
         print(f"metakd: {len(problems)} of {len(cases) + len(problems) - len(failed)} patients could not be segmented", file=sys.stderr)
@@ -243,6 +293,7 @@ def table1_command(
     jobs: int = 2,
     backend: str = "loky",
     split: Path | None = None,
+    post: bool = False,
     recipe: type(SCANS) = SCANS,
 ) -> None:
     """The paper's Table 1: methods x seeds, every test case from all 15 subsets; run it again to continue.
@@ -256,11 +307,12 @@ def table1_command(
         jobs: Runs at a time.
         backend: joblib's.
         split: A JSON file with the lists train, meta, validation and test.
+        post: The authors' post-processing before scoring.
         recipe: Every hyper-parameter that the methods share, and MetaKD's own; its seed is not used.
     """
     for m in methods: Brats.find(m)
     if seeds < 1 or jobs < 1: raise MetakdError("seeds and jobs are at least 1")
-    print_table1(table1(out, data, recipe, methods, seeds, jobs, backend, runs, split), read_runs(out / CASES))
+    print_table1(table1(out, data, recipe, methods, seeds, jobs, backend, runs, split, post), read_runs(out / CASES))
 
 # %% ../nbs/50_cli.ipynb #50c60002
 def clinic(
@@ -379,6 +431,7 @@ def demo(
         recipe: Every hyper-parameter that the methods share, and MetaKD's own; its seed is not used.
         source: Real recordings, synthesised ones, or whichever can be had.
     """
+    if seeds < 1 or jobs < 1: raise MetakdError("seeds and jobs are at least 1")
     import matplotlib
     matplotlib.use("Agg")
     runs = table2(out, recipe, table2_jobs(tuple(CLASSIFIERS), (rate,), seeds, PROTOCOLS[:1]), jobs, source=source)
@@ -387,7 +440,7 @@ def demo(
     for tested, group in curves.groupby("tested"):
         picture = out / f"importance_{tested}.png"
         plot_importance(group, f"{tested} tested, rate {rate:.0%}").savefig(picture, dpi=150)
-    atomic_write(out / "table.csv", pd.concat([table2_view(g, t).assign(tested=t) for t, g in runs.groupby("tested")]).to_csv().encode())
+    write_table(out / "table.csv", pd.concat([table2_view(g, t).assign(tested=t) for t, g in runs.groupby("tested")]).rename_axis("method").reset_index())
     print(f"\nWritten: {', '.join(str(p) for p in sorted(out.iterdir()))}")
 
 # %% ../nbs/50_cli.ipynb #36f57afd
@@ -405,12 +458,31 @@ def bench(
         source: Real recordings, synthesised ones, or whichever can be had.
         path: A folder of recordings.
     """
+    if repeats < 1: raise MetakdError("repeats is at least 1")
     recipe = AudioVisionRecipe()
     result = {**bench_training(recipe, repeats), **bench_meta(recipe, 10 * repeats), **bench_evaluation(recipe, 5 * repeats), **bench_methods(recipe, repeats), **bench_features(max(1, repeats // 2), source, path),
               **bench_segmentation(max(1, repeats // 2)), **bench_segmenters(max(1, repeats // 2)), **bench_data(), **bench_predict(), **bench_people(),
               "threads": torch.get_num_threads(), "torch": torch.__version__, "recordings": choose_recordings(path, source)[2]}
     if json: print(__import__("json").dumps(result)); return
     for name, value in result.items(): print(f"{name:32} {value:.3g}" if isinstance(value, float) else f"{name:32} {value}")
+
+# %% ../nbs/50_cli.ipynb #818daa49
+def cache(
+    clear: bool = False,
+) -> None:
+    """What metakd keeps in its cache: prepared scans and features of sounds, which are made again when they are needed.
+
+    Args:
+        clear: Delete it. Downloads and synthesised speech stay.
+    """
+    where = cache_dir()
+    kinds = {"prepared scans": where.glob("brats/*"), "features": where.glob("*.safetensors")}
+    ours = re.compile(r"[0-9a-f]{16}\.(pt|json)|[\w-]+-[0-9a-f]+\.safetensors")
+    print(f"{where} ($METAKD_CACHE chooses another place)")
+    for kind, paths in kinds.items():
+        files = [p for p in paths if p.is_file() and ours.fullmatch(p.name)]
+        print(f"{kind}: {len(files)} files, {sum(p.stat().st_size for p in files) / 1e6:.1f} MB" + (", deleted" if clear else ""))
+        for p in files if clear else (): p.unlink(missing_ok=True)
 
 # %% ../nbs/50_cli.ipynb #02341cdf
 def train_help() -> None:
@@ -419,7 +491,7 @@ def train_help() -> None:
 
 COMMANDS = {
     "data": data, "glioma": glioma, "clinic": clinic, "train": train_help, "evaluate": evaluate_run, "predict": predict_command,
-    "table1": table1_command, "table2": table2_command, "study": study_command, "adni": adni_command, "demo": demo, "bench": bench,
+    "table1": table1_command, "table2": table2_command, "study": study_command, "adni": adni_command, "demo": demo, "bench": bench, "cache": cache,
 }
 
 
@@ -429,19 +501,47 @@ def say(otherwise: Callable, message: Warning, category: type[Warning], *where, 
     else: otherwise(message, category, *where, **more)
 
 
+def in_ascii(error: UnicodeError) -> tuple[str, int]:
+    "For a terminal that knows no more than ASCII: the few signs that tables use, spelt out."
+    spelt = {"±": "+-", "●": "*", "○": ".", "…": "...", "×": "x", "é": "e"}
+    return "".join(spelt.get(c, "?") for c in error.object[error.start:error.end]), error.end
+
+
+def name_plugins(args: list[str]) -> list[str]:  # the other arguments
+    "`--plugin MODULE` anywhere: its methods are known from now on, in workers too."
+    rest, named, words = [], [], iter(args)
+    for word in words:
+        if word == "--plugin": named.append(next(words, ""))
+        elif word.startswith("--plugin="): named.append(word.split("=", 1)[1])
+        else: rest.append(word)
+    for name in named:
+        if not re.fullmatch(r"[\w.]+", name): raise MetakdError(f"--plugin {name!r}: expected the name of a module that holds methods")
+        if str(Path.cwd()) not in sys.path: sys.path.insert(0, str(Path.cwd()))
+        load_plugin(name)
+        os.environ[PLUGINS] = ",".join(filter(None, [os.environ.get(PLUGINS), name]))
+    return rest
+
+
 def main(
     args: Sequence[str] | None = None,  # None: those of the process
 ) -> None:
-    "Learning with missing modalities: MetaKD and its peers."
+    "Learning with missing modalities: MetaKD and its peers. --plugin MODULE makes the methods of another package known."
     prog, args = "metakd", list(sys.argv[1:] if args is None else args)
+    codecs.register_error("spelt", in_ascii)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"): stream.reconfigure(errors="spelt")
     with warnings.catch_warnings():
         warnings.showwarning = partial(say, warnings.showwarning)
         try:
-            commands = COMMANDS
+            args, commands = name_plugins(args), COMMANDS
             if args[:1] == ["train"]: prog, args, commands = "metakd train", args[1:], {name: train_command(name, named_method(args) if args[1:2] == [name] else "MetaKD") for name in TRAININGS}
             tyro.extras.subcommand_cli_from_dict(commands, prog=prog, description=main.__doc__, args=args)
         except MetakdError as e:
             print(f"metakd: {e}", file=sys.stderr)
+            sys.exit(2)
+        except OSError as e:
+            if e.errno is None: raise
+            print(f"metakd: {e.filename or 'a file'}: {e.strerror}", file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt as e:
             print(f"metakd: {e or 'interrupted'}", file=sys.stderr)

@@ -152,8 +152,8 @@ class MetaKD(Supervised):
         loss = self.task.loss(logits, batch.y)
         logs = {"task": loss.detach()}
         loss = loss + self.model.lesson(features, batch.available)
-        if self.recipe.alpha > 0 and self.progress >= self.recipe.distill_from:
-            m = len(self.modalities)
+        m = len(self.modalities)
+        if self.recipe.alpha > 0 and m > 1 and self.progress >= self.recipe.distill_from:
             pairs = self.pair_share * (m * (m - 1) if self.recipe.pairs == "mean" else 1)
             if self.recipe.shuffled: w = w.roll(1)
             distillation = distillation_loss(features[-1], batch.available, w, self.recipe.distance, teachers) / pairs

@@ -77,11 +77,12 @@ def classifier(
     normalise: bool = True,
     impute: Callable[[Tensor, Tensor], Tensor] = impute_mean,  # chapter 21
     encoders: Mapping[str, nn.Module] | None = None,  # of your own, for some modalities: [N, *shape] -> [N, feature_size]
+    scale: bool = True,  # pictures by their training samples (chapter 20)
 ) -> MultimodalModel:
     "One encoder a modality, features of one size, and a fully connected head."
     own = encoders or {}
     if (odd := set(own) - set(shapes)): raise MetakdError(f"an encoder for '{min(odd)}', but the modalities are {', '.join(shapes)}")
-    every = Encoders({m: own[m] if m in own else encoder_for(shape, feature_size, normalise) for m, shape in shapes.items()})
+    every = Encoders({m: own[m] if m in own else encoder_for(shape, feature_size, normalise, scale) for m, shape in shapes.items()})
     return MultimodalModel(every, ConcatHead(len(shapes), feature_size, classes, hidden, dropout), impute, shapes=dict(shapes))
 
 # %% ../nbs/22_model.ipynb #11d1510b

@@ -29,9 +29,11 @@ class LeNet(nn.Module):
         shape: Sequence[int],  # of one input, (channels, height, width)
         feature_size: int = 84,  # C, the width of the result
         normalise: bool = True,  # zero mean and unit variance over C; otherwise a ReLU
+        scale: bool = False,  # give each channel of the inputs the mean 0 and the variance 1 that `setup` measures on training samples
     ):
         super().__init__()
         channels, height, width = shape
+        self.scale = Standardise((channels, 1, 1)) if scale else nn.Identity()
         h, w = ((n - 4) // 2 for n in (height, width))
         h, w = ((n - 4) // 2 for n in (h, w))
         if min(h, w) < 1: raise MetakdError(f"LeNet needs at least 16 x 16 pixels, not {height} x {width}")
@@ -43,7 +45,7 @@ class LeNet(nn.Module):
         self.linear = nn.Sequential(nn.Linear(16 * h * w, 120), nn.ReLU(), nn.Linear(120, feature_size), last_layer(feature_size, normalise))
 
     def forward(self, x: Tensor) -> Tensor:  # [N, channels, height, width] -> [N, feature_size]
-        return self.linear(self.convolutions(x.contiguous(memory_format=torch.channels_last)))
+        return self.linear(self.convolutions(self.scale(x).contiguous(memory_format=torch.channels_last)))
 
 # %% ../nbs/20_networks.ipynb #1e94d07a
 def in_company(
@@ -93,7 +95,10 @@ class Encoders(nn.Module):
             rows = {i: here[:, i].nonzero().squeeze(1) for i in group if here[:, i].any()}
             if not rows: continue
             inputs = [x[self.modalities[i]] if len(r) == b else x[self.modalities[i]][r.to(device)] for i, r in rows.items()]
-            encoded = in_company(network, inputs[0] if len(inputs) == 1 else torch.cat(inputs))
+            try: encoded = in_company(network, inputs[0] if len(inputs) == 1 else torch.cat(inputs))
+            except ValueError as e:
+                if "more than 1 value per channel" not in str(e): raise
+                raise MetakdError(f"a single sample of this batch has '{', '.join(self.modalities[i] for i in rows)}', and its encoder has a BatchNorm, which needs two; use another norm (GroupNorm, LayerNorm), or a larger batch") from None
             parts.append([encoded] if isinstance(encoded, Tensor) else list(encoded))
             for e, first in zip(parts[-1], parts[0]):
                 if e.shape[1:] != first.shape[1:]:
@@ -120,9 +125,10 @@ class Standardise(nn.Module):
     def setup(self, x: Tensor) -> None:  # [n, ...] training samples
         "Learn the scale."
         x, known = x.double(), ~x.isnan()
-        n = known.sum(0).clamp(min=1)
-        mean = x.nan_to_num().sum(0) / n
-        variance = torch.where(known, x - mean, 0).square().sum(0) / n
+        over = [0, *(d + 1 for d, n in enumerate(self.mean.shape) if n == 1)]  # entries that share a number
+        n = known.sum(over, keepdim=True)[0].clamp(min=1)
+        mean = x.nan_to_num().sum(over, keepdim=True)[0] / n
+        variance = torch.where(known, x - mean, 0).square().sum(over, keepdim=True)[0] / n
         if self.one_scale: variance = variance.mean().expand_as(variance)
         self.mean.copy_(mean); self.scale.copy_(torch.where(variance > 1e-12 * mean.square(), variance, torch.inf).rsqrt())
 
@@ -172,10 +178,11 @@ def encoder_for(
     shape: Sequence[int],  # of one input: (columns,), (channels, height, width) or (1, depth, height, width)
     feature_size: int = 84,  # C
     normalise: bool = True,
+    scale: bool = True,  # pictures by their training samples, so that 0..255 and 0..1 are the same; tables and volumes always are
 ) -> nn.Module:
     "The usual encoder of such an input."
     if len(shape) == 1: return VectorEncoder(shape[0], feature_size, normalise)
-    if len(shape) == 3: return LeNet(shape, feature_size, normalise)
+    if len(shape) == 3: return LeNet(shape, feature_size, normalise, scale)
     if len(shape) == 4 and shape[0] == 1: return VolumeEncoder(shape, feature_size, normalise)
     raise MetakdError(f"no encoder for inputs of shape {list(shape)}: expected [columns], [channels, height, width] or [1, depth, height, width]; or bring your own")
 

@@ -4,29 +4,32 @@
 
 # %% auto #0
 __all__ = ['REFERENCE', 'SEGMENTERS', 'ROWS1', 'PAPER_TABLE1', 'TABLE1', 'CASES', 'CURVES1', 'CropRecipe', 'SegmentationRecipe',
-           'BratsMetaKD', 'build_model', 'build_supervised', 'build_metakd', 'Brats', 'score_rows', 'trained',
-           'table1_run', 'table1_done', 'table1', 'subset_dots', 'table1_view', 'paper_view', 'table1_summary',
-           'table1_gains']
+           'BratsMetaKD', 'build_model', 'build_supervised', 'build_metakd', 'Brats', 'tested_on', 'held_out',
+           'score_rows', 'trained', 'table1_run', 'table1_done', 'table1', 'subset_dots', 'table1_view', 'paper_view',
+           'table1_summary', 'table1_gains']
 
 # %% ../nbs/37_segmentation.ipynb #1cab309a
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Literal
 
 import pandas as pd
 import torch
 
-from .data.audiovision import cache_dir
-from .data.brats import REGIONS, SEQUENCES, Case, Volumes, find_cases, make_split, read_split
+from .data.brats import AXES, PARTS, REGIONS, SEQUENCES, Case, Volumes, check_split, find_cases, first_of, make_split, merged, read_split
 from .evaluation import evaluate, mean_interval, paired_p
-from .experiments import Entry, Experiment, Prepared, has_run, keep_recipe, read_runs, sweep
+from .files import cache_dir, digest, json_bytes, read_json, source_digest
+from .inference import postprocess
+from .experiments import Entry, Experiment, Prepared, check_backend, has_run, keep_recipe, read_runs, sweep
 from .meta import MetaKD, MetaKDRecipe
 from .model import STRIDES, MultimodalModel, Supervised, segmenter
-from .modalities import MetakdError, all_subsets, atomic_write, parse_subset
-from .tasks import Method, Recipe, Segmentation, Task, joined
-from .training import json_bytes, load_weights, train
+from .modalities import MetakdError, MetakdWarning, all_subsets, atomic_write, parse_subset
+from .tasks import Method, Recipe, Segmentation, Task, check_type, joined, recipe_difference
+from .training import check_run, describe, load_weights, train
 
 # %% ../nbs/37_segmentation.ipynb #6c2d90f7
 @dataclass(frozen=True)
@@ -88,6 +91,8 @@ class SegmentationRecipe(CropRecipe):
     "The learning rate falls as (1 - progress)^power. Authors' code: 0.9 (the paper says cosine annealing)."
     bce: float = 1.0
     "Weight of the cross-entropy beside Dice, as a mean over regions. Authors: their sum, 3."
+    intensities: Literal["quantile", "authors"] = "quantile"
+    "How bright voxels are clipped (chapter 11): at a quantile, whatever the scan's unit, or by the authors' histogram, for integers. Authors: the latter."
 
     def ranges(self) -> dict[str, bool]:
         return super().ranges() | {"momentum": 0 <= self.momentum <= 1, "power": self.power >= 0, "bce": self.bce >= 0}
@@ -124,6 +129,7 @@ class BratsMetaKD(MetaKDRecipe):
 REFERENCE = joined(SegmentationRecipe, BratsMetaKD)(
     alpha=0.1, pairs="sum", relative=False, distill_from=0.0, epochs=822, batch_size=2, lr=1e-2, weight_decay=0.0, drop_from=80_000 / 115_000, meta_every=5, meta_lr=1e-2, validate_every=50,
     network="reference", skips="zero", window=(160, 160, 96), crops=1, mirror=0.7, optimizer_name="sgd", bce=3.0,
+    intensities="authors",
 )
 
 # %% ../nbs/37_segmentation.ipynb #c0a24b3e
@@ -150,6 +156,7 @@ ROWS1 = ("U-HeMIS", "U-HVED", "RobustSeg", "mmFormer", "ShaSpec", "NoKD", "MetaK
 class Brats(Experiment):
     "One method on one folder of cases. The seed is the recipe's."
     kind, known, rows, shared = "SEGMENTERS", SEGMENTERS, ROWS1, SegmentationRecipe
+    command, paths = "brats", ("data", "split", "cache")
 
     data: Path
     "A folder of cases in the layout of any BraTS year, of the Decathlon's Task01_BrainTumour, or of the simulated cohort."
@@ -159,17 +166,30 @@ class Brats(Experiment):
     "A JSON file with the lists train, meta, validation and test. None: split.json beside the cases, made where there is none."
     cache: Path | None = None
     "Folder for prepared volumes. None: in the user's cache."
+    labels: Literal["auto", "brats", "brats2023", "brats2024", "decathlon"] = "auto"
+    "The convention of the segmentations. auto: what the files' names say."
+    patients: str | None = None
+    "Who is one patient: a CSV file with the columns case and patient, or a regular expression whose first group is the patient. None: patients.csv beside the cases, or the names."
 
     def __post_init__(self):
         for name in ("data", "split", "cache"):
             if getattr(self, name) is not None: object.__setattr__(self, name, Path(getattr(self, name)))
+        check_type("labels", self.labels, Literal["auto", "brats", "brats2023", "brats2024", "decathlon"])
         super().__post_init__()
+
+    def cases(self) -> list[Case]:
+        "Everything in the folder."
+        return find_cases(self.data, self.patients, self.labels)
 
     def parts(self) -> dict[str, list[Case]]:
         "The cases of each part of the split."
-        cases, path = find_cases(self.data), self.split or self.data / "split.json"
-        if not path.exists(): atomic_write(path, json_bytes(make_split(cases)))
-        return read_split(path, cases)
+        cases, path = self.cases(), self.split or self.data / "split.json"
+        if not path.exists() and self.split is None: atomic_write(path, json_bytes(make_split(cases)))
+        parts = read_split(path, cases)
+        used = {c.name for part in parts.values() for c in part}
+        if (unused := [p for c in cases for p in c.unused]): warnings.warn(f"{self.data}: {len(unused)} NIfTI files beside the scans are not used, such as {unused[0].name}", MetakdWarning, stacklevel=2)
+        if (out := [c.name for c in cases if c.label and c.name not in used]): warnings.warn(f"{path}: {len(out)} of {len(cases)} cases are in no part of the split and are not used: {first_of(out)}", MetakdWarning, stacklevel=2)
+        return parts
 
     def build(self, recipe: SegmentationRecipe, spacing: Sequence[float] = (1.0, 1.0, 1.0), **task_options) -> tuple[Method, Segmentation]:
         "The method with fresh weights from the recipe's seed, and the task; this needs no data."
@@ -178,13 +198,49 @@ class Brats(Experiment):
         torch.manual_seed(recipe.seed)
         return self.entry().build(dict.fromkeys(SEQUENCES, (1, *recipe.window)), task, recipe), task
 
+    def volumes(self, parts: Mapping[str, Sequence[Case]], recipe: SegmentationRecipe) -> dict[str, Volumes]:
+        "Each part as a source, every case read once and everything that is wrong with any of them said at once."
+        where, augment = self.cache or cache_dir() / "brats", {k: getattr(recipe, k) for k in ("foreground", "mirror", "scale")}
+        every = Volumes([c for cases in parts.values() for c in cases], recipe.window, where, recipe.intensities, **augment)
+        every.survey()
+        index = {c.name: k for k, c in enumerate(every.cases)}
+        return {part: every.take(torch.tensor([index[c.name] for c in cases], dtype=torch.long)) for part, cases in parts.items()}
+
     def prepare(self, recipe: SegmentationRecipe) -> Prepared:
-        "Find and split the cases, build the method."
-        augment = {k: getattr(recipe, k) for k in ("foreground", "mirror", "scale")}
-        parts, cache = self.parts(), self.cache or cache_dir() / "brats"
-        volumes = {name: Volumes(cases * (recipe.crops if name == "train" else 1), recipe.window, cache, **augment) for name, cases in parts.items()}
-        method, task = self.build(recipe, volumes["train"].spacing)
-        return Prepared(method, task, method.recipe, volumes["train"], volumes["validation"], volumes["test"], volumes["meta"].take(volumes["meta"].available.all(1)), None, str(self.data))
+        "Find, split and read the cases, build the method."
+        parts = self.volumes(self.parts(), recipe)
+        known = {part: volumes.survey() for part, volumes in parts.items()}
+        training, brain = list(known["train"].values()), [s["brain"] for s in known["train"].values()]
+        method, task = self.build(recipe, training[0]["spacing"])
+        about = self.about(
+            split={part: {name: s["digest"] for name, s in found.items()} for part, found in known.items()}, sequences=list(SEQUENCES), regions=list(REGIONS),
+            scans={"axes": AXES, "spacing": training[0]["spacing"], "brain_ml": [min(brain), median(brain), max(brain)]}, test=tested_on(parts["test"]),
+        )
+        crops = parts["train"].take(torch.arange(parts["train"].size).repeat(recipe.crops))
+        source = f"{self.data}: {', '.join(f'{v.size} {p}' for p, v in parts.items())}, of {len({c.patient for v in parts.values() for c in v.cases})} patients; {'; '.join(map(merged, sorted({c.convention for v in parts.values() for c in v.cases})))}; split {self.split or self.data / 'split.json'}; prepared volumes in {self.cache or cache_dir() / 'brats'}"
+        return Prepared(method, task, method.recipe, crops, parts["validation"], parts["test"], held_out(parts["meta"], parts["validation"]), None, source, about, parts["test"].names)
+
+    def prepare_test(self, recipe: SegmentationRecipe, about: Mapping, split: Path | None = None) -> Prepared:
+        "The test cases of a run by their names, or those that another split names: which may be of another hospital, and none that the run was trained on."
+        names = read_json(split, "a split with the list test") if split else {"test": list(about["split"]["test"])}
+        test = self.volumes(check_split({"test": names.get("test", [])}, replace(self, patients=None).cases(), str(split or "the run's split"), ("test",)), recipe)["test"]
+        seen = {d: name for part in ("train", "meta", "validation") for name, d in about["split"].get(part, {}).items()}
+        for name, found in test.survey().items():
+            if found["digest"] in seen: raise MetakdError(f"{name} is the case {seen[found['digest']]}, on which this run was trained or chosen; it cannot be tested on it")
+        method, task = self.build(recipe, about["scans"]["spacing"])
+        return Prepared(method, task, method.recipe, None, None, test, None, None, str(self.data), self.about(test=tested_on(test)), test.names)
+
+
+def tested_on(test: Volumes) -> dict:
+    "Test cases for `experiment.json`."
+    return {"samples": test.size, "digest": source_digest(test)}
+
+
+def held_out(meta: Volumes, validation: Volumes) -> Volumes:
+    "What the outer step draws from: the cases of `meta` that are complete, or else those with two sequences at least; the validation cases where there are none."
+    for least in (len(SEQUENCES), 2):
+        if (some := meta.available.sum(1) >= least).any(): return meta.take(some)
+    return validation
 
 # %% ../nbs/37_segmentation.ipynb #566c5943
 PAPER_TABLE1 = {  # arXiv 2405.07155, Table 1: Dice in % on BraTS 2018, the subsets in the order of `all_subsets`
@@ -239,27 +295,29 @@ def score_rows(
 
 
 def trained(
-    experiment: Brats,
-    p: Prepared,  # from it
+    p: Prepared,
     out: Path,  # the run's folder
     **options,  # of `train`
 ) -> pd.DataFrame:  # the run's history
     "Train, or continue, or read what is trained already: afterwards the method has its weights."
-    if (out / "weights.safetensors").exists(): load_weights(out, p.method)
-    else:
-        train(p.method, p.task, p.recipe, p.train, p.validation, p.asked, out, resume=True, progress=False, checkpoint_seconds=60, meta=p.meta, **options)
-        atomic_write(out / "experiment.json", json_bytes({"experiment": "brats", **json.loads(json.dumps(asdict(experiment), default=str))}))
+    if (out / "weights.safetensors").exists():
+        check_run(out, describe(p.method, p.train, p.validation, p.asked, p.meta, p.about))
+        difference = recipe_difference(read_json(out / "recipe.json", "a recipe"), json.loads(json_bytes(asdict(p.recipe))))
+        if difference: raise MetakdError(f"{out} was trained with another recipe ({difference}; then against now); choose another folder for runs")
+        load_weights(out, p.method)
+    else: train(p.method, p.task, p.recipe, p.train, p.validation, p.asked, out, resume=True, progress=False, checkpoint_seconds=60, meta=p.meta, about=p.about, **options)
     return pd.read_csv(out / "log.csv")
 
 
-def table1_run(data: str, method: str, seed: int, recipe: SegmentationRecipe, runs: str, split: str | None = None) -> list[tuple[str, list[dict]]]:
+def table1_run(data: str, method: str, seed: int, recipe: SegmentationRecipe, runs: str, split: str | None = None, post: bool = False) -> list[tuple[str, list[dict]]]:
     "One job of the table: train, then every test case from every subset."
     torch.set_num_threads(1)
-    experiment = Brats(data, method, split)
-    p = experiment.prepare(replace(recipe, seed=seed))
-    history = trained(experiment, p, Path(runs) / f"{method}-{seed}")
-    p.task.hausdorff = True
-    cases, means = score_rows(evaluate(p.method, p.task, p.test, each=True), [c.name for c in p.test.cases], method=method, seed=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MetakdWarning)  # said once, by `table1`
+        p = Brats(data, method, split).prepare(replace(recipe, seed=seed))
+    history = trained(p, Path(runs) / f"{method}-{seed}")
+    p.task.hausdorff, p.task.post = True, postprocess if post else None
+    cases, means = score_rows(evaluate(p.method, p.task, p.test, each=True), p.test.names, method=method, seed=seed)
     columns = ["step", "seconds", "loss", "task", "distillation", "meta", *(f"w_{m}" for m in SEQUENCES)]  # the same for every method: they share a file
     curve = [{"method": method, "seed": seed, **h} for h in history.reindex(columns=columns).round(5).to_dict("records")]
     return [(CURVES1, curve), (CASES, cases), (TABLE1, means)]
@@ -280,13 +338,16 @@ def table1(
     backend: str = "loky",
     runs: str | Path = "runs/table1",  # folder for checkpoints and models
     split: str | Path | None = None,
+    post: bool = False,  # the authors' post-processing before scoring
 ) -> pd.DataFrame:  # TABLE1
-    "Train and evaluate what is missing of Table 1, and read it all. The recipe is written beside the results, and another one is refused."
+    "Train and evaluate what is missing of Table 1, and read it all. The recipe and digests of the data are written beside the results, and others are refused."
+    check_backend(backend)
     out, methods = Path(out), tuple(Brats.methods()) if methods is None else tuple(methods)
-    keep_recipe(out / "table1_recipe.json", Brats, recipe, methods)
-    Brats(data, split=split).parts()  # the split is made here, once, and workers read it
-    jobs = [{"data": str(data), "method": m, "seed": s, "recipe": recipe, "runs": str(runs), "split": None if split is None else str(split)} for s in range(seeds) for m in methods]
-    sweep(jobs, table1_run, out, table1_done, workers, backend)
+    experiment = Brats(data, split=split)
+    found = {part: list(volumes.survey().values()) for part, volumes in experiment.volumes(experiment.parts(), recipe).items()}  # the split is made and the cases are read here, once
+    keep_recipe(out / "table1_recipe.json", Brats, recipe, methods, {part: digest([s["digest"] for s in cases]) for part, cases in found.items()} | {"post": post})
+    jobs = [{"data": str(data), "method": m, "seed": s, "recipe": recipe, "runs": str(runs), "split": None if split is None else str(split), "post": post} for s in range(seeds) for m in methods]
+    sweep(jobs, table1_run, out, table1_done, workers, backend, [TABLE1, CASES, CURVES1], Brats)
     return read_runs(out / TABLE1)
 
 # %% ../nbs/37_segmentation.ipynb #d49453ac

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ANY_SHAPE', 'STUDIES', 'METRICS', 'PAPER_ADNI', 'RUNS', 'SUBSETS', 'CURVES', 'KEY', 'StudyRecipe', 'StudyMetaKD',
-           'build_zero', 'MeanInput', 'build_mean_input', 'Boosted', 'build_boosted', 'read_study', 'Study', 'fold',
-           'result_rows', 'study_run', 'study_done', 'studies', 'shared_part', 'study_view', 'study_gains',
+           'build_zero', 'MeanInput', 'build_mean_input', 'Boosted', 'build_boosted', 'read_study', 'Study', 'in_order',
+           'fold', 'result_rows', 'study_run', 'study_done', 'studies', 'shared_part', 'study_view', 'study_gains',
            'subsets_view']
 
 # %% ../nbs/39_studies.ipynb #39c40005
@@ -26,10 +26,11 @@ from .data.memory_clinic import simulate_clinic
 from .data.shipped import ad_data, multiple_features
 from .evaluation import evaluate, evaluate_present, mean_interval, paired_p
 from .experiments import ClassifierRecipe, Entry, Experiment, Prepared, build_metakd, build_model, build_supervised, has_run, keep_recipe, read_runs, sweep
+from .files import source_digest
 from .meta import MetaKDRecipe
 from .modalities import MetakdError, MetakdWarning, Source, expand_to
 from .model import MultimodalModel, Supervised
-from .tables import PARTS, Samples, View, align, check_split, hide, stratified_split
+from .tables import PARTS, Samples, View, align, check_split, hide, read_split, stratified_split
 from .tasks import Classification, Method, Recipe, Task
 from .training import train
 
@@ -140,6 +141,7 @@ PAPER_ADNI = {"Flex-MoE": (58.71, 40.42), "MetaKD": (62.83, 44.64)}  # arXiv 240
 class Study(Experiment):
     "A data set of unlike modalities, for one method. The seed is the recipe's."
     kind, known, rows, shared = "ANY_SHAPE", ANY_SHAPE, ("MeanInput", "ZeroFill", "HistGradientBoosting", "Flex-MoE", "NoKD", "MetaKD"), StudyRecipe
+    command, paths = "study", ("data",)
 
     data: str = "digits"
     "digits (six views, chapter 15), alzheimer (four modalities, chapter 15), clinic (simulated, chapter 14), or a folder in ADNI's layout (chapter 13)."
@@ -155,21 +157,67 @@ class Study(Experiment):
         if not 0 <= self.hidden < 1: raise MetakdError(f"hidden = {self.hidden} is not in 0..1: it is the part of all entries to leave out")
         if self.folds < 0 or self.folds == 1: raise MetakdError(f"folds = {self.folds}: a cross-validation has at least 2, 0 means a random split")
 
+    def samples(self, seed: int) -> tuple[Samples, pd.Series]:  # and everybody's label
+        "Everybody, with holes as asked for."
+        views, y = read_study(self.data)
+        return hide(align(views, y), self.hidden, seed // self.folds if self.folds else seed), y
+
+    def build(self, samples: Samples, y: Tensor | None, recipe: StudyRecipe) -> tuple[Method, Classification, StudyRecipe]:
+        "The method with fresh weights from the recipe's seed, and the task."
+        recipe = self.recipe_for(self.method, recipe)
+        task = Classification(len(samples.classes), METRICS, y if recipe.balanced else None)
+        torch.manual_seed(recipe.seed)
+        return self.entry().build(samples.shapes, task, recipe), task, recipe
+
     def prepare(self, recipe: StudyRecipe) -> Prepared:
         "Align, hide, split, build."
-        views, y = read_study(self.data)
-        samples = hide(align(views, y), self.hidden, recipe.seed // self.folds if self.folds else recipe.seed)
-        training, validation, test = (samples.at(ids) for ids in self.split(samples, y, recipe.seed).values())
-        recipe = self.recipe_for(self.method, recipe)
-        task = Classification(len(samples.classes), METRICS, training.y if recipe.balanced else None)
-        torch.manual_seed(recipe.seed)
-        return Prepared(self.entry().build(samples.shapes, task, recipe), task, recipe, training, validation, test, validation, None, self.data)
+        samples, y = self.samples(recipe.seed)
+        split = self.split(samples, y, recipe.seed)
+        training, validation, test = (samples.at(ids) for ids in split.values())
+        method, task, recipe = self.build(samples, training.y, recipe)
+        about = self.about(
+            split={part: [str(i) for i in ids] for part, ids in split.items()}, columns={m: list(c) for m, c in samples.columns.items()}, classes=[str(c) for c in samples.classes],
+            test={"samples": test.size, "digest": source_digest(test)},
+        )
+        return Prepared(method, task, recipe, training, validation, test, validation, None, self.data, about, [str(i) for i in split["test"]])
+
+    def prepare_test(self, recipe: StudyRecipe, about: Mapping, split: Path | None = None) -> Prepared:
+        "The test people of a run, or those that another split names; tables get the columns that the training had, in their order."
+        samples, y = self.samples(recipe.seed)
+        samples = in_order(samples, about)
+        names = read_split(split) if split else {"test": about["split"]["test"]}
+        known = {str(i): i for i in samples.ids}
+        if not names.get("test"): raise MetakdError(f"{split}: the list 'test' is missing or empty")
+        if (unknown := [n for n in names["test"] if n not in known]): raise MetakdError(f"{unknown[0]!r} of the test people is not in {self.data}, which knows {len(known)} people")
+        if split and (seen := set(names["test"]) & set(about["split"]["train"] + about["split"]["validation"])): raise MetakdError(f"{min(seen)!r} is of those on whom this run was trained or chosen, and cannot be tested on it")
+        test = samples.at([known[n] for n in names["test"]])
+        method, task, recipe = self.build(samples, None, recipe)
+        return Prepared(method, task, recipe, None, None, test, None, None, self.data, self.about(test={"samples": test.size, "digest": source_digest(test)}), names["test"])
+
+    @classmethod
+    def reopen(cls, about: Mapping, data: str | Path | None = None) -> "Study":
+        "A study by name has no place; see `Experiment`."
+        name = about["paths"]["data"]["typed"] if data is None else str(data)
+        return super().reopen(about, name if name in STUDIES else data)
 
     def split(self, samples: Samples, y: pd.Series, seed: int) -> dict[str, pd.Index]:  # PARTS -> identifiers
         "The folds, the folder's own lists, or a random split."
         if self.folds: return fold(samples, self.folds, seed)
         own = None if self.data in STUDIES else adni_split(self.data)
         return check_split(own, samples, y.index) if own else stratified_split(samples, seed=seed)
+
+
+def in_order(samples: Samples, about: Mapping) -> Samples:
+    "The same people with modalities, columns and classes as a run had them. Raises a `MetakdError` where some are missing."
+    x, columns = {}, about["columns"]
+    if [str(c) for c in samples.classes] != about["classes"]: raise MetakdError(f"classes are {', '.join(map(str, samples.classes))}, in training {', '.join(about['classes'])}")
+    for m, wanted in columns.items():
+        if m not in samples.modalities: raise MetakdError(f"the modality '{m}' of the training is not there; there are {', '.join(samples.modalities)}")
+        there = list(samples.columns.get(m, ()))
+        if (missing := [c for c in wanted if c not in there]): raise MetakdError(f"'{m}' has no column '{missing[0]}', which the training had")
+        x[m] = samples.batch.x[m] if there == list(wanted) else samples.batch.x[m][:, [there.index(c) for c in wanted]]
+    order = [samples.modalities.index(m) for m in columns]
+    return replace(samples, batch=samples.batch._replace(x=x, available=samples.batch.available[:, order]), columns={m: tuple(c) for m, c in columns.items()})
 
 
 def fold(
@@ -227,11 +275,11 @@ def studies(
 ) -> pd.DataFrame:  # one row a run
     "Run what is missing of a study, and read it all. The recipe is written beside the results, and another one is refused."
     out, chosen = Path(out), tuple(Study.methods() if methods is None else methods)
-    align(*read_study(study.data))  # once, aloud
+    everybody = align(*read_study(study.data))  # once, aloud
     setting = {"data": study.data, "hidden": study.hidden, "folds": study.folds, "drop": recipe.drop}
-    keep_recipe(out / f"studies_{Path(study.data).name}_drop{recipe.drop:g}_recipe.json", Study, recipe, chosen)
+    keep_recipe(out / f"studies_{Path(study.data).name}_drop{recipe.drop:g}_recipe.json", Study, recipe, chosen, {"people": source_digest(everybody.batch)})
     jobs = [{**setting, "method": m, "seed": s, "recipe": recipe} for s in range(seeds) for m in chosen]
-    sweep(jobs, study_run, out, study_done, workers)
+    sweep(jobs, study_run, out, study_done, workers, tables=(RUNS, SUBSETS, CURVES), experiment=Study)
     runs = read_runs(out / RUNS)
     return runs[(runs[list(setting)] == list(setting.values())).all(axis=1) & runs.method.isin(chosen) & (runs.seed < seeds)]
 

@@ -155,7 +155,7 @@ class FlexMoE(Supervised):
 def tokens_for(shape: Sequence[int], recipe) -> nn.Module:  # [N, *shape] -> [N, width, patches]
     "The encoder of one modality."
     if len(shape) == 1: return nn.Sequential(Standardise(shape[0]), PatchEmbedding(shape[0], recipe.width, recipe.patches))
-    return nn.Sequential((LeNet if len(shape) == 3 else VolumeEncoder)(shape, 128, recipe.normalise), PatchEmbedding(128, recipe.width, recipe.patches))
+    return nn.Sequential(LeNet(shape, 128, recipe.normalise, recipe.scale) if len(shape) == 3 else VolumeEncoder(shape, 128, recipe.normalise), PatchEmbedding(128, recipe.width, recipe.patches))
 
 
 def build_flexmoe(shapes: Mapping[str, Sequence[int]], task: Task, recipe) -> FlexMoE:

