@@ -308,7 +308,7 @@ def test_an_ascii_terminal(tmp_path):
 @pytest.mark.parametrize("args", [
     ["train", "audiovision", "--out", "FILE"], ["train", "audiovision", "--out", "FILE/run"], ["train", "audiovision", "--out", "/proc/run"], ["table2", "--out", "FILE"], ["table2", "--out", "/proc/t"],
     ["study", "--out", "/proc/t"], ["table1", "--data", "COHORT", "--out", "FILE"], ["demo", "--out", "FILE"], ["glioma", "--out", "FILE"], ["glioma", "--out", "/proc/g"], ["glioma", "--out", "NEW", "--shape", "32", "32", "32"],
-    ["glioma", "--out", "NEW", "--jobs", "0"], ["glioma", "--out", "NEW", "--spacing", "nan"], ["glioma", "--out", "NEW", "--patients", "-1"], ["clinic", "--out", "FILE"], ["clinic", "--out", "NEW", "--patients", "-3"],
+    ["glioma", "--out", "NEW", "--jobs", "0"], ["glioma", "--out", "NEW", "--spacing", "nan"], ["glioma", "--out", "NEW", "--patients", "-1"], ["clinic", "--out", "FILE"], ["clinic", "--out", "NEW", "--patients", "-3"], ["clinic", "--out", "NEW", "--spacing", "nan"], ["clinic", "--out", "NEW", "--spacing", "inf"],
     ["predict", "RUN", "PATIENT", "--out", "NEW", "--device", "gpu"], ["predict", "RUN", "PATIENT", "--out", "NEW", "--device", "cuda:7"], ["predict", "RUN", "PATIENT", "--out", "NEW", "--device", "meta"],
     ["predict", "RUN", "PATIENT", "--out", "NEW", "--window-batch", "0"], ["predict", "RUN", "PATIENT", "--out", "FILE"], ["predict", "RUN", "PATIENT", "--out", "NEW", "--labels", "mine"], ["predict", "RUN", "--out", "NEW"],
     ["predict", "RUN", "PATIENT", "--flair", "FILE", "--out", "NEW"], ["evaluate", "RUN", "--device", "gpu"], ["evaluate", "RUN", "--csv", "/proc/x.csv"], ["evaluate", "RUN", "--split", "FILE"], ["evaluate", "RUN", "--data", "NEW"], ["evaluate", "FILE"],

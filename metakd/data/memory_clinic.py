@@ -98,7 +98,7 @@ def simulate_clinic(
 ) -> tuple[dict[str, pd.DataFrame | View], pd.Series]:  # modalities; diagnosis 1, 2 or 3
     "The whole clinic. A function of its arguments."
     if patients < 10: raise MetakdError(f"{patients} patients: at least 10 are needed for three stages to turn up")
-    if spacing < 1 or spacing != round(spacing): raise MetakdError(f"spacing {spacing}: a whole number of mm, at least 1, is needed")
+    if not 1 <= spacing <= 50 or spacing != round(spacing): raise MetakdError(f"spacing {spacing}: a whole number of mm, 1 to 50, is needed")
     rng, ids = np.random.default_rng(seed), pd.Index([f"S{k:05d}" for k in range(patients)], name="PTID")
     course = draw_course(rng, patients)
     views = {m: t.set_axis(ids) for m, t in tables(rng, course).items()}
