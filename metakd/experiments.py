@@ -383,7 +383,8 @@ def keep_recipe(
     now = json.loads(json.dumps({k: v for k, v in (shared | own).items() if k != "seed"} | {f"data.{k}": v for k, v in cause.items()}))
     then = read_json(path, "the recipe of a sweep") if path.exists() else {}
     difference = recipe_difference(*({k: d[k] for k in then.keys() & now.keys()} for d in (then, now)))
-    if difference: raise MetakdError(f"{path.parent} holds runs of another recipe or of other data ({difference}; then against now); choose another folder")
+    what = "other data" if all(part.startswith("data.") for part in difference.split(", ")) else "another recipe"
+    if difference: raise MetakdError(f"{path.parent} holds runs of {what} ({difference}; then against now); choose another folder")
     if then and (unknown := [f"data.{k}" for k in cause if f"data.{k}" not in then]): warnings.warn(f"{path} does not say which data its runs had ({', '.join(unknown)}); taken for those of now", MetakdWarning, stacklevel=2)
     make_folder(path.parent)
     atomic_write(path, json_bytes(then | now))

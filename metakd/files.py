@@ -43,7 +43,7 @@ def make_folder(path: str | Path) -> Path:
     "The folder, made where it is not there, and writable. Raises a `MetakdError` otherwise."
     path = Path(path)
     try: path.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as e: raise MetakdError(f"{path}: the folder could not be made ({getattr(e, 'strerror', None) or e}); choose another one") from None
+    except (OSError, ValueError) as e: raise MetakdError(f"{path}: could not be written: the folder could not be made ({getattr(e, 'strerror', None) or e}); choose another one") from None
     if not os.access(path, os.W_OK): raise MetakdError(f"{path}: could not be written (no permission); choose another folder")
     return path
 

@@ -354,10 +354,10 @@ def read_run(folder: str | Path) -> dict:
 
 
 def check_run(out: Path, now: dict) -> None:
-    "Raise a `MetakdError` where a folder's run was made of something else."
+    "Raise a `MetakdError` where a folder's run was made of something else. Who calls `train` without `about` is asked about the method and the data alone."
     then, now = read_run(out), json.loads(json_bytes(now))
     about = [{k: v for k, v in said["about"].items() if k != "paths"} for said in (then, now)]
-    found = differences(*about) + differences(then["training"], now["training"])
+    found = (differences(*about) if all(about) else []) + differences(then["training"], now["training"])
     if found: raise MetakdError(f"{out} belongs to another experiment ({'; '.join(found[:4])}{'; ...' if len(found) > 4 else ''}); choose another folder")
     other = differences(then["versions"], now["versions"])
     if other: warnings.warn(f"{out}: {'; '.join(other)}", MetakdWarning, stacklevel=2)
@@ -370,7 +370,7 @@ def start_run(out: Path, now: dict, resume: bool) -> Path | None:  # the checkpo
     if there and not begun: raise MetakdError(f"{out} holds {there[0]}, which is of no run and would be overwritten; choose another folder")
     if begun and not resume: raise MetakdError(f"{out} already holds a run; resume it, or choose another folder")
     if begun: check_run(out, now)
-    else: atomic_write(out / RUN, json_bytes(now))
+    if not begun or (now["about"] and not read_run(out)["about"]): atomic_write(out / RUN, json_bytes(now))
     return latest_checkpoint(out)
 
 # %% ../nbs/33_training.ipynb #46b20f8e

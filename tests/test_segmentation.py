@@ -112,9 +112,9 @@ def test_predictions_lie_on_the_input_and_a_volume_smaller_than_the_window_is_fi
     nib.save(nib.Nifti1Image(volume, affine), small / "X_t1.nii.gz")
     done = metakd("predict", run, small, "--out", tmp_path / "out", "--mirror", "--post", "--save-probabilities")
     assert done.returncode == 0, done.stderr
-    label = nib.load(tmp_path / "out" / "X.nii.gz")
+    label = nib.load(tmp_path / "out" / "X_seg.nii.gz")
     assert label.shape == volume.shape and np.allclose(label.affine, affine) and np.allclose(label.header.get_zooms(), nib.load(small / "X_t1.nii.gz").header.get_zooms())
-    assert nib.load(tmp_path / "out" / "X_probabilities.nii.gz").shape == (*volume.shape, 3)
+    assert nib.load(tmp_path / "out" / "X_seg_probabilities.nii.gz").shape == (*volume.shape, 3)
 
 
 def test_ctrl_c_while_predicting_leaves_no_half_file(cohort, run, tmp_path):
