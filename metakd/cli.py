@@ -441,7 +441,7 @@ def demo(
         picture = out / f"importance_{tested}.png"
         plot_importance(group, f"{tested} tested, rate {rate:.0%}").savefig(picture, dpi=150)
     write_table(out / "table.csv", pd.concat([table2_view(g, t).assign(tested=t) for t, g in runs.groupby("tested")]).rename_axis("method").reset_index())
-    print(f"\nWritten: {', '.join(str(p) for p in sorted(out.iterdir()))}")
+    print(f"\nWritten: {', '.join(str(p) for p in sorted(out.iterdir()) if not p.name.startswith('.'))}")
 
 # %% ../nbs/50_cli.ipynb #36f57afd
 def bench(
