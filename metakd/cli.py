@@ -10,9 +10,7 @@ __all__ = ['EXPERIMENTS', 'DIGITS', 'SCANS', 'PEOPLE', 'TRAININGS', 'adni_comman
 
 # %% ../nbs/50_cli.ipynb #8647e472
 import codecs
-import importlib
 import inspect
-import json
 import os
 import re
 import sys
@@ -36,9 +34,9 @@ from .evaluation import evaluate
 from metakd.experiments import (
     CLASSIFIERS, CURVES, PLUGINS, PROTOCOLS, RATES, AudioVision, AudioVisionRecipe, gains, load_plugin, plot_importance, read_runs, table2, table2_jobs, table2_view,
 )
-from .files import cache_dir, differences, read_json, source_digest, write_table
+from .files import cache_dir, differences, read_json, write_table
 from .inference import VOLUMES, patients_in, postprocess, predict
-from .modalities import MetakdError, MetakdWarning, atomic_write
+from .modalities import MetakdError, MetakdWarning
 from .segmentation import CASES, REFERENCE, Brats, paper_view, table1, table1_gains, table1_summary, table1_view
 from .studies import KEY, METRICS, PAPER_ADNI, SUBSETS, Study, read_study, studies, study_view, subsets_view
 from .tasks import Recipe, Segmentation

@@ -20,8 +20,8 @@ from scipy import ndimage
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .data.brats import KINDS, NIFTI, REGIONS, SEQUENCES, Case, Image, brain_box, from_regions, merged, normalise, outline, read_case, scan, told_apart, what_file, words
-from .data.nifti import AXES, Grid, nifti_bytes, turn
+from .data.brats import NIFTI, SEQUENCES, Case, Image, brain_box, from_regions, normalise, outline, read_case, scan, what_file
+from .data.nifti import Grid, nifti_bytes, turn
 from .files import check_outputs, make_folder, write_table
 from .meta import evaluating
 from .modalities import MetakdError, MetakdWarning, atomic_write

@@ -20,8 +20,9 @@ from typing import Literal
 import pandas as pd
 import torch
 
-from .data.brats import AXES, PARTS, REGIONS, SEQUENCES, Case, Volumes, check_split, find_cases, first_of, make_split, merged, read_split
+from .data.brats import REGIONS, SEQUENCES, Case, Volumes, check_split, find_cases, first_of, make_split, merged, read_split
 from .evaluation import evaluate, mean_interval, paired_p
+from .data.nifti import AXES
 from .files import cache_dir, digest, json_bytes, read_json, source_digest
 from .inference import postprocess
 from .experiments import Entry, Experiment, Prepared, check_backend, has_run, keep_recipe, read_runs, sweep

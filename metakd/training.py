@@ -39,7 +39,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .evaluation import evaluate
-from .files import claimed, differences, json_bytes, make_folder, read_json, source_digest
+from .files import claimed, differences, json_bytes, read_json, source_digest
 from .modalities import Batch, MetakdError, MetakdWarning, Source, atomic_write, drop_random
 from .tasks import Method, Recipe, Task, recipe_difference
 
@@ -363,15 +363,20 @@ def check_run(out: Path, now: dict) -> None:
     if other: warnings.warn(f"{out}: {'; '.join(other)}", MetakdWarning, stacklevel=2)
 
 
-def start_run(out: Path, now: dict, resume: bool) -> Path | None:  # the checkpoint to continue from
-    "Write down what a run is, or check that it is the one that is there."
+def start_run(out: Path, now: dict, recipe: Recipe, resume: bool) -> Path | None:  # the checkpoint to continue from
+    "Write down what a run is and with which recipe, or check that it is the one that is there."
     there = [name for name in WRITTEN if (out / name).exists()]
     begun = RUN in there or "checkpoints" in there or "weights.safetensors" in there
     if there and not begun: raise MetakdError(f"{out} holds {there[0]}, which is of no run and would be overwritten; choose another folder")
     if begun and not resume: raise MetakdError(f"{out} already holds a run; resume it, or choose another folder")
     if begun: check_run(out, now)
     if not begun or (now["about"] and not read_run(out)["about"]): atomic_write(out / RUN, json_bytes(now))
-    return latest_checkpoint(out)
+    kept, numbers = latest_checkpoint(out), json_bytes(asdict(recipe))
+    if kept: return kept  # whose own recipe is compared when it is loaded
+    difference = recipe_difference(read_json(out / "recipe.json", "a recipe"), json.loads(numbers)) if begun and (out / "recipe.json").exists() else ""
+    if difference: raise MetakdError(f"{out} belongs to another recipe ({difference}; then against now); use its own, or another folder")
+    atomic_write(out / "recipe.json", numbers)
+    return None
 
 # %% ../nbs/33_training.ipynb #46b20f8e
 def train_at_once(method: Method, task: Task, data: Source, validation: Source, tested: Tensor | None) -> pd.DataFrame:  # one row: epoch, step, seconds, the validation metric
@@ -413,7 +418,7 @@ def train(
     if out is None: return train_steps(Training(method, task, recipe, data, validation, tested, meta, None, None), progress, checkpoint_seconds, stop_after, watch)
     with claimed(out, "training") if int(os.environ.get("RANK", 0)) == 0 else nullcontext():
         now = describe(method, data, validation, tested, meta, about)
-        start = start_run(out, now, resume) if int(os.environ.get("RANK", 0)) == 0 else latest_checkpoint(out)
+        start = start_run(out, now, recipe, resume) if int(os.environ.get("RANK", 0)) == 0 else latest_checkpoint(out)
         return train_steps(Training(method, task, recipe, data, validation, tested, meta, out, start), progress, checkpoint_seconds, stop_after, watch)
 
 

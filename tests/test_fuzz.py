@@ -24,10 +24,9 @@ from metakd.data.brats import Case, Image, read_case, read_label, read_split
 from metakd.data.nifti import read_nifti
 from metakd.experiments import read_runs
 from metakd.files import read_json
-from metakd.modalities import MetakdError, MetakdWarning
+from metakd.modalities import MetakdError
 from metakd.tables import read_split as read_people, read_view
-from metakd.tasks import Classification
-from metakd.training import load_weights, read_run, save_weights
+from metakd.training import load_weights, read_run
 
 EXAMPLES = int(os.environ.get("METAKD_FUZZ", 300))
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -5,20 +5,17 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from conftest import log
 from metakd.cli import main
 from metakd.data.brats import find_cases, normalise
-from metakd.data.nifti import Grid, turn
-from metakd.modalities import MetakdError, MetakdWarning
+from metakd.modalities import MetakdError
 
 TINY = ["--recipe.epochs", "1", "--recipe.crops", "1", "--recipe.window", "24", "24", "24"]
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -162,6 +159,14 @@ def test_resume_refuses_what_differs(change, said, cohort, run, tmp_path):
     split = json.loads((own / "split.json").read_text())
     (own / "other.json").write_text(json.dumps(split | {"train": split["train"][1:]}))
     one_line(metakd("train", "brats", "--data", cohort, "--out", run, *TINY, "--resume", *change(own)), said)
+
+
+def test_the_recipe_is_there_before_the_first_checkpoint(cohort, run, tmp_path):
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    for name in ("experiment.json", "recipe.json"): shutil.copy(run / name, begun)
+    one_line(metakd("train", "brats", "--data", cohort, "--out", begun, *TINY, "--resume", "--recipe.lr", "0.1"), "belongs to another recipe (lr: 0.002 against 0.1")
+    assert metakd("train", "brats", "--data", cohort, "--out", begun, *TINY, "--resume")[0] == 0 and log(begun).epoch.tolist() == [1]
 
 
 def test_resume_of_digits_at_another_rate(tmp_path):

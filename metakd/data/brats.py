@@ -13,13 +13,12 @@ __all__ = ['SEQUENCES', 'REGIONS', 'LABELS', 'NAMES', 'KINDS', 'FILE', 'NIFTI', 
 
 # %% ../../nbs/11_brats.ipynb #5ef0690a
 import io
-import json
 import os
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -29,7 +28,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .nifti import AXES, PREDICTION, TOLERANCE, Grid, Nifti, apart, read_nifti, turn
+from .nifti import PREDICTION, TOLERANCE, Grid, Nifti, apart, read_nifti, turn
 from ..files import digest, json_bytes, make_folder, read_json
 from ..modalities import Batch, MetakdError, MetakdWarning, atomic_write
 from ..plots import colours
