@@ -21,11 +21,12 @@ from torch import Tensor
 
 from .data.brats import REGIONS, SEQUENCES, Volumes
 from .evaluation import evaluate, gather, mean_interval, paired_p, reliability
-from .experiments import AudioVision, AudioVisionRecipe, Experiment, Prepared, has_run, keep_recipe, read_runs, sweep
+from .files import digest
+from .experiments import AudioVision, AudioVisionRecipe, Experiment, Prepared, has_run, keep_recipe, load_once, read_runs, sweep
 from .meta import HYPERGRADIENTS, MetaKD, MetaKDRecipe, evaluating, learn_importance
 from .modalities import Batch, MetakdError, Source
 from .model import MultimodalModel
-from .segmentation import Brats, SegmentationRecipe, trained
+from .segmentation import Brats, SegmentationRecipe, case_digests, trained
 from .tasks import Classification, Method, Recipe, Segmentation
 from .training import Loader, train
 
@@ -141,9 +142,14 @@ def analyses(
     "Run what is missing, and read what was asked for. The recipe is written beside the results, and another one is refused."
     out, names, seeds = Path(out), [variant(m, **c) for m, c in variants], which(seeds)
     for m, c in variants: changed(AudioVision(m, tested[0], RATE), recipe, c)  # a wrong name shall not wait for its turn
-    keep_recipe(out / "analyses_recipe.json", AudioVision, recipe, {m for m, _ in variants})
     jobs = [{"tested": t, "variant": n, "method": m, "changes": dict(c), "seed": s, "recipe": recipe} for s in seeds for t in tested for n, (m, c) in zip(names, variants)]
-    sweep(jobs, analysis_run, out, lambda job, folder: has_run(folder / RUNS, job, KEY), workers, tables=(CURVES, BINS, RUNS), experiment=AudioVision)
+    done = lambda job, folder: has_run(folder / RUNS, job, KEY)
+    cause = {}
+    if not all(done(j, out) for j in jobs):  # who only reads results needs no data
+        data = load_once(AudioVision.front_end)
+        cause = {"recordings": digest(data.x, data.y, data.source)}
+    keep_recipe(out / "analyses_recipe.json", AudioVision, recipe, {m for m, _ in variants}, cause)
+    sweep(jobs, analysis_run, out, done, workers, tables=(CURVES, BINS, RUNS), experiment=AudioVision)
     return chosen_rows(read_runs(out / RUNS), names, seeds, tested)
 
 
@@ -252,10 +258,10 @@ def scan_analyses(
     out, names, seeds = Path(out), [variant(m, **c) for m, c in variants], which(seeds)
     if tested not in ("test", "validation"): raise MetakdError(f"no patients '{tested}' to be tested: choose test or validation")
     for m, c in variants: changed(Brats(data, m), recipe, c)
-    keep_recipe(out / "analyses_scans_recipe.json", Brats, recipe, {m for m, _ in variants})
     jobs = [{"tested": tested, "variant": n, "method": m, "changes": dict(c), "seed": s, "recipe": recipe, "data": str(data), "runs": str(runs)} for s in seeds for n, (m, c) in zip(names, variants)]
     done = lambda job, folder: has_run(folder / SCANS, job, KEY)
-    if not all(done(j, out) for j in jobs): Brats(data).parts()  # the split is made here, once, and workers read it; who only reads results needs no data
+    cause = {} if all(done(j, out) for j in jobs) else case_digests(Brats(data), recipe)  # who only reads results needs no data
+    keep_recipe(out / "analyses_scans_recipe.json", Brats, recipe, {m for m, _ in variants}, cause)
     sweep(jobs, scan_run, out, done, workers, tables=(SCANS, SCAN_CASES, SCAN_CURVES, SCAN_CERTAINTY, SCAN_BINS), experiment=Brats)
     return chosen_rows(read_runs(out / SCANS), names, seeds, (tested,))
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['REFERENCE', 'SEGMENTERS', 'ROWS1', 'PAPER_TABLE1', 'TABLE1', 'CASES', 'CURVES1', 'CropRecipe', 'SegmentationRecipe',
            'BratsMetaKD', 'build_model', 'build_supervised', 'build_metakd', 'Brats', 'tested_on', 'held_out',
-           'score_rows', 'trained', 'table1_run', 'table1_done', 'table1', 'subset_dots', 'table1_view', 'paper_view',
-           'table1_summary', 'table1_gains']
+           'score_rows', 'trained', 'table1_run', 'table1_done', 'case_digests', 'table1', 'subset_dots', 'table1_view',
+           'paper_view', 'table1_summary', 'table1_gains']
 
 # %% ../nbs/37_segmentation.ipynb #1cab309a
 import json
@@ -329,6 +329,12 @@ def table1_done(job: dict, out: Path) -> bool:
     return has_run(out / TABLE1, job, ("method", "seed"))
 
 # %% ../nbs/37_segmentation.ipynb #37494452
+def case_digests(experiment: Brats, recipe: SegmentationRecipe) -> dict[str, str]:
+    "A digest of the cases of each part, by name of the part. The split is made and every case is read here, once."
+    volumes = experiment.volumes(experiment.parts(), recipe)
+    return {part: digest([case["digest"] for case in source.survey().values()]) for part, source in volumes.items()}
+
+
 def table1(
     out: str | Path,  # folder for the tables
     data: str | Path,  # folder of cases
@@ -345,8 +351,7 @@ def table1(
     check_backend(backend)
     out, methods = Path(out), tuple(Brats.methods()) if methods is None else tuple(methods)
     experiment = Brats(data, split=split)
-    found = {part: list(volumes.survey().values()) for part, volumes in experiment.volumes(experiment.parts(), recipe).items()}  # the split is made and the cases are read here, once
-    keep_recipe(out / "table1_recipe.json", Brats, recipe, methods, {part: digest([s["digest"] for s in cases]) for part, cases in found.items()} | {"post": post})
+    keep_recipe(out / "table1_recipe.json", Brats, recipe, methods, case_digests(experiment, recipe) | {"post": post})
     jobs = [{"data": str(data), "method": m, "seed": s, "recipe": recipe, "runs": str(runs), "split": None if split is None else str(split), "post": post} for s in range(seeds) for m in methods]
     sweep(jobs, table1_run, out, table1_done, workers, backend, [TABLE1, CASES, CURVES1], Brats)
     return read_runs(out / TABLE1)

@@ -11,11 +11,16 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from conftest import log
 from metakd.cli import main
+from metakd.data.audiovision import images
 from metakd.data.brats import find_cases, normalise
-from metakd.modalities import MetakdError
+from metakd.modalities import Batch, MetakdError
+from metakd.model import Supervised, classifier
+from metakd.tasks import Classification, Recipe
+from metakd.training import train
 
 TINY = ["--recipe.epochs", "1", "--recipe.crops", "1", "--recipe.window", "24", "24", "24"]
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -462,3 +467,20 @@ def test_the_cache_can_be_seen_and_emptied(tmp_path, monkeypatch, cohort):
     (tmp_path / "brats" / "notes.txt").write_text("mine")
     assert "prepared scans: 20 files" in metakd("cache")[1]
     assert metakd("cache", "--clear")[0] == 0 and [p.name for p in (tmp_path / "brats").iterdir()] == ["notes.txt"]
+
+
+def test_real_digits_in_any_unit_are_learnt_equally_well():
+    pictures, y = images()
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))[:1200]
+    accuracy, answers = [], []
+    for unit in (1, 255, 1e-3):
+        torch.manual_seed(0)
+        present = lambda part: torch.ones(len(part), 1, dtype=torch.bool)
+        parts = [Batch({"image": pictures[part] * unit}, present(part), y[part]) for part in (order[:800], order[800:])]
+        task, recipe = Classification(10), Recipe(epochs=4)
+        method = Supervised(classifier({"image": (1, 28, 28)}, 10), task, recipe)
+        train(method, task, recipe, parts[0], parts[1], progress=False)
+        answers.append(method.predict(parts[1].x, parts[1].available).argmax(1))
+        accuracy.append((answers[-1] == y[order[800:]]).float().mean())
+    assert min(accuracy) > 0.6 and max(accuracy) - min(accuracy) < 0.01
+    assert all((a == answers[0]).float().mean() > 0.97 for a in answers)
