@@ -1,4 +1,5 @@
 "Reads everything from settings.ini, the one place where name, version and requirements are written."
+
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -23,7 +24,13 @@ setup(
     packages=find_packages(include=["metakd", "metakd.*"]),
     package_data={"metakd": ["data/*.sha256"]},
     install_requires=cfg["requirements"].split(),
-    extras_require={"speech": cfg["speech_requirements"].split(), "cohort": cfg["cohort_requirements"].split(), "h5ad": cfg["h5ad_requirements"].split(), "ray": cfg["ray_requirements"].split(), "dev": cfg["dev_requirements"].split()},
+    extras_require={
+        "speech": cfg["speech_requirements"].split(),
+        "cohort": cfg["cohort_requirements"].split(),
+        "h5ad": cfg["h5ad_requirements"].split(),
+        "ray": cfg["ray_requirements"].split(),
+        "dev": cfg["dev_requirements"].split(),
+    },
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),
         "nbdev": [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"],

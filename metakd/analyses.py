@@ -21,8 +21,18 @@ from torch import Tensor
 
 from .data.brats import REGIONS, SEQUENCES, Volumes
 from .evaluation import evaluate, gather, mean_interval, paired_p, reliability
+from metakd.experiments import (
+    AudioVision,
+    AudioVisionRecipe,
+    Experiment,
+    Prepared,
+    has_run,
+    keep_recipe,
+    load_once,
+    read_runs,
+    sweep,
+)
 from .files import digest
-from .experiments import AudioVision, AudioVisionRecipe, Experiment, Prepared, has_run, keep_recipe, load_once, read_runs, sweep
 from .meta import HYPERGRADIENTS, MetaKD, MetaKDRecipe, evaluating, learn_importance
 from .modalities import Batch, MetakdError, Source
 from .model import MultimodalModel
@@ -35,23 +45,36 @@ from .training import Loader, train
 def imputation_error(
     model: MultimodalModel,
     data: Source | Iterable[Batch],  # a source, or its batches
-) -> dict[str, float]:  # l1_NAME and cosine_NAME for each modality, means over the samples that have it and another; nothing if the model fuses features instead of filling holes
+) -> dict[
+    str, float
+]:  # l1_NAME and cosine_NAME for each modality, means over the samples that have it and another; nothing if the model fuses features instead of filling holes
     "What stands in for a missing feature, against the feature itself, at the bottleneck."
     sums, counts = torch.zeros(2, len(model.modalities)), torch.zeros(len(model.modalities))
     with evaluating(model):
         for batch in data.whole() if hasattr(data, "whole") else data:
             features = model.encode(batch.x, batch.available)
-            if model.impute(features, batch.available)[-1].shape != features[-1].shape: return {}
+            if model.impute(features, batch.available)[-1].shape != features[-1].shape:
+                return {}
             for m in range(len(model.modalities)):
                 rows = batch.available[:, m] & (batch.available.sum(1) > 1)
-                if not rows.any(): continue
+                if not rows.any():
+                    continue
                 here = batch.available[rows].clone()
                 here[:, m] = False
                 seen = [f[rows].index_fill(1, torch.tensor(m, device=f.device), 0) for f in features]
-                guess, true = model.impute(seen, here)[-1][:, m].float().flatten(1), features[-1][rows, m].float().flatten(1)
-                sums[:, m] += torch.stack([(guess - true).abs().mean(1).sum(), F.cosine_similarity(guess, true, 1).sum()]).cpu()
+                guess, true = (
+                    model.impute(seen, here)[-1][:, m].float().flatten(1),
+                    features[-1][rows, m].float().flatten(1),
+                )
+                sums[:, m] += torch.stack(
+                    [(guess - true).abs().mean(1).sum(), F.cosine_similarity(guess, true, 1).sum()]
+                ).cpu()
                 counts[m] += rows.sum().cpu()
-    return {f"{name}_{m}": value for name, row in zip(("l1", "cosine"), (sums / counts).tolist()) for m, value in zip(model.modalities, row)}
+    return {
+        f"{name}_{m}": value
+        for name, row in zip(("l1", "cosine"), (sums / counts).tolist())
+        for m, value in zip(model.modalities, row)
+    }
 
 # %% ../nbs/3a_analyses.ipynb #3ac0000b
 def variant(method: str, **changes) -> str:
@@ -67,7 +90,8 @@ def changed(
 ) -> Recipe:
     "The recipe of a variant."
     whole = experiment.recipe_for(experiment.method, recipe)
-    if (odd := [k for k in changes if not hasattr(whole, k)]): raise MetakdError(f"{experiment.method} has no '{odd[0]}': choose from {', '.join(vars(whole))}")
+    if odd := [k for k in changes if not hasattr(whole, k)]:
+        raise MetakdError(f"{experiment.method} has no '{odd[0]}': choose from {', '.join(vars(whole))}")
     return replace(whole, **{k: v for k, v in changes.items() if v != "accuracy"})
 
 
@@ -76,11 +100,15 @@ def fit_here(experiment: Experiment, p: Prepared, **options) -> pd.DataFrame:
     return train(p.method, p.task, p.recipe, p.train, p.validation, p.asked, progress=False, meta=p.meta, **options)
 
 
-def own_accuracies(experiment: Experiment, recipe: Recipe, fit: Callable[[Experiment, Prepared], object]) -> tuple[float, ...]:  # M
+def own_accuracies(
+    experiment: Experiment, recipe: Recipe, fit: Callable[[Experiment, Prepared], object]
+) -> tuple[float, ...]:  # M
     "Train, then the validation metric of each modality alone."
     p = experiment.prepare(recipe)
     fit(experiment, p)
-    table = evaluate(p.method, p.task, p.validation, torch.eye(len(p.method.modalities), dtype=torch.bool)).set_index("subset")
+    table = evaluate(p.method, p.task, p.validation, torch.eye(len(p.method.modalities), dtype=torch.bool)).set_index(
+        "subset"
+    )
     return tuple(round(table[p.task.main_metric][m], 6) for m in p.method.modalities)
 
 
@@ -88,46 +116,91 @@ def prepared(
     experiment: Experiment,
     recipe: Recipe,
     changes: Mapping[str, object],
-    fit: Callable[[Experiment, Prepared], object] = fit_here,  # how NoKD is trained where the weights are to be each modality's own accuracy
+    fit: Callable[
+        [Experiment, Prepared], object
+    ] = fit_here,  # how NoKD is trained where the weights are to be each modality's own accuracy
 ) -> Prepared:
     "The experiment with the recipe changed."
     recipe = changed(experiment, recipe, changes)
-    if changes.get("weights") == "accuracy": recipe = replace(recipe, weights=own_accuracies(replace(experiment, method="NoKD"), recipe, fit))
+    if changes.get("weights") == "accuracy":
+        recipe = replace(recipe, weights=own_accuracies(replace(experiment, method="NoKD"), recipe, fit))
     return experiment.prepare(recipe)
 
 # %% ../nbs/3a_analyses.ipynb #3ac0000e
 RUNS, CURVES, BINS = "analyses.csv", "analyses_curves.csv", "analyses_bins.csv"
 SCORES = ("accuracy", "calibration_error", "kept_accuracy")
 KEY = ("tested", "variant", "seed")
-WATCHED = ("loss", "task", "distillation", "meta", "accuracy", "validation_loss", "w_image", "w_audio", "l1_image", "l1_audio", "cosine_image", "cosine_audio")
+WATCHED = (
+    "loss",
+    "task",
+    "distillation",
+    "meta",
+    "accuracy",
+    "validation_loss",
+    "w_image",
+    "w_audio",
+    "l1_image",
+    "l1_audio",
+    "cosine_image",
+    "cosine_audio",
+)
 RATE = 0.2  # part of the training samples that have both modalities
 EVERY = 3  # epochs between two rows of the curves
-TITLES = {"image": "pictures for all, sounds for a few", "audio": "sounds for all, pictures for a few"}  # what `tested` means for training
+TITLES = {
+    "image": "pictures for all, sounds for a few",
+    "audio": "sounds for all, pictures for a few",
+}  # what `tested` means for training
 
 
 def watcher(p: Prepared):
     "What `train` shall write down beside the losses: imputation's error, and the loss on validation data with everything present."
+
     def watch(method: Method) -> dict[str, float]:
         with evaluating(method), torch.inference_mode():
             losses = [(p.task.loss(method.predict(b.x, b.available), b.y).item(), b.size) for b in p.validation.whole()]
-        return {"validation_loss": sum(l * n for l, n in losses) / sum(n for _, n in losses), **imputation_error(method.model, p.validation)}
+        return {
+            "validation_loss": sum(l * n for l, n in losses) / sum(n for _, n in losses),
+            **imputation_error(method.model, p.validation),
+        }
+
     return watch
 
 
-def analysis_run(tested: str, method: str, changes: Mapping[str, object], seed: int, recipe: AudioVisionRecipe, **_) -> list[tuple[str, list[dict]]]:  # [(file, rows), ...], the run's own rows last
+def analysis_run(
+    tested: str, method: str, changes: Mapping[str, object], seed: int, recipe: AudioVisionRecipe, **_
+) -> list[tuple[str, list[dict]]]:  # [(file, rows), ...], the run's own rows last
     "Train one variant; then every subset of the test data, once."
     torch.set_num_threads(1)
     experiment = AudioVision(method, tested, RATE)
     p = prepared(experiment, replace(recipe, seed=seed), changes)
     history = fit_here(experiment, p, watch=watcher(p))
-    key, scored = {"tested": tested, "variant": variant(method, **changes), "seed": seed}, Classification(p.task.classes, SCORES)
+    key, scored = (
+        {"tested": tested, "variant": variant(method, **changes), "seed": seed},
+        Classification(p.task.classes, SCORES),
+    )
     rows, bins, held_out = [], [], evaluate(p.method, p.task, p.validation).set_index("subset").accuracy
     for subset, scores in gather(p.method, scored, p.test).items():
         number = scores.pop("sample")
-        rows.append({**key, "subset": subset, "n": len(number), **{k: round(100 * v, 4) for k, v in scored.metrics(scores).items()}, "validation": round(100 * float(held_out[subset]), 4), "seconds": round(float(history.seconds.iloc[-1]), 1)})
-        if not changes: bins += [{**key, "subset": subset, **b} for b in reliability(scores["probability"], scores["y"]).round(5).to_dict("records")]
+        rows.append(
+            {
+                **key,
+                "subset": subset,
+                "n": len(number),
+                **{k: round(100 * v, 4) for k, v in scored.metrics(scores).items()},
+                "validation": round(100 * float(held_out[subset]), 4),
+                "seconds": round(float(history.seconds.iloc[-1]), 1),
+            }
+        )
+        if not changes:
+            bins += [
+                {**key, "subset": subset, **b}
+                for b in reliability(scores["probability"], scores["y"]).round(5).to_dict("records")
+            ]
     chosen = history[(history.epoch % EVERY == 0) | (history.epoch == history.epoch.max())]
-    curve = [{**key, "epoch": int(e), **h} for e, h in zip(chosen.epoch, chosen.reindex(columns=WATCHED).round(5).to_dict("records"))]
+    curve = [
+        {**key, "epoch": int(e), **h}
+        for e, h in zip(chosen.epoch, chosen.reindex(columns=WATCHED).round(5).to_dict("records"))
+    ]
     return [(CURVES, curve), *([(BINS, bins)] if bins else []), (RUNS, rows)]
 
 # %% ../nbs/3a_analyses.ipynb #3ac00013
@@ -141,12 +214,21 @@ def analyses(
 ) -> pd.DataFrame:  # rows of RUNS
     "Run what is missing, and read what was asked for. The recipe is written beside the results, and another one is refused."
     out, names, seeds = Path(out), [variant(m, **c) for m, c in variants], which(seeds)
-    for m, c in variants: changed(AudioVision(m, tested[0], RATE), recipe, c)  # a wrong name shall not wait for its turn
-    jobs = [{"tested": t, "variant": n, "method": m, "changes": dict(c), "seed": s, "recipe": recipe} for s in seeds for t in tested for n, (m, c) in zip(names, variants)]
-    done = lambda job, folder: has_run(folder / RUNS, job, KEY)
+    for m, c in variants:
+        changed(AudioVision(m, tested[0], RATE), recipe, c)  # a wrong name shall not wait for its turn
+    jobs = [
+        {"tested": t, "variant": n, "method": m, "changes": dict(c), "seed": s, "recipe": recipe}
+        for s in seeds
+        for t in tested
+        for n, (m, c) in zip(names, variants)
+    ]
+
+    def done(job, folder):
+        return has_run(folder / RUNS, job, KEY)
+
     cause = {}
     if not all(done(j, out) for j in jobs):  # who only reads results needs no data
-        data = load_once(AudioVision.front_end)
+        data = load_once(AudioVision.front_end, AudioVision.path, AudioVision.source)
         cause = {"recordings": digest(data.x, data.y, data.source)}
     keep_recipe(out / "analyses_recipe.json", AudioVision, recipe, {m for m, _ in variants}, cause)
     sweep(jobs, analysis_run, out, done, workers, tables=(CURVES, BINS, RUNS), experiment=AudioVision)
@@ -167,7 +249,12 @@ def chosen_rows(
     "The rows of some variants."
     rows = rows[rows.variant.isin(names) & rows.seed.isin(which(seeds)) & rows.tested.isin(tested)]
     place = rows.tested.map({t: k for k, t in enumerate(tested)}), rows.variant.map({n: k for k, n in enumerate(names)})
-    return rows.assign(first=place[0], second=place[1]).sort_values(["first", "second", "seed"], kind="stable").drop(columns=["first", "second"]).reset_index(drop=True)
+    return (
+        rows.assign(first=place[0], second=place[1])
+        .sort_values(["first", "second", "seed"], kind="stable")
+        .drop(columns=["first", "second"])
+        .reset_index(drop=True)
+    )
 
 # %% ../nbs/3a_analyses.ipynb #3ac00017
 def by_subset(
@@ -175,9 +262,13 @@ def by_subset(
     value: str = "accuracy",
 ) -> pd.DataFrame:  # a row a run: tested, variant, seed; asked, other, both, mean
     "The subsets of a run side by side, named by what training had: `asked` for all samples, `other` for a few."
-    wide = rows.pivot_table(index=["tested", "variant", "seed"], columns="subset", values=value, sort=False).reset_index()
+    wide = rows.pivot_table(
+        index=["tested", "variant", "seed"], columns="subset", values=value, sort=False
+    ).reset_index()
     image = wide.tested == "image"
-    table = wide[["tested", "variant", "seed"]].assign(asked=wide.image.where(image, wide.audio), other=wide.audio.where(image, wide.image), both=wide["image+audio"])
+    table = wide[["tested", "variant", "seed"]].assign(
+        asked=wide.image.where(image, wide.audio), other=wide.audio.where(image, wide.image), both=wide["image+audio"]
+    )
     return table.assign(mean=table[["asked", "other", "both"]].mean(axis=1))
 
 
@@ -185,7 +276,9 @@ def analysis_gains(
     rows: pd.DataFrame,  # from `analyses`
     reference: str,  # a variant
     value: str = "accuracy",
-) -> pd.DataFrame:  # as `by_subset`, each run less the reference's of the same seed and direction; runs without one are left out
+) -> (
+    pd.DataFrame
+):  # as `by_subset`, each run less the reference's of the same seed and direction; runs without one are left out
     "What a change does to each run."
     table = by_subset(rows, value).set_index(["tested", "variant", "seed"])
     base = table.xs(reference, level="variant")
@@ -205,41 +298,90 @@ def analysis_view(
             own = part.set_index("seed")[column]
             mean, half = mean_interval(own)
             seeds = own.index.intersection(base.index)
-            p = 2 * min(paired_p(own[seeds], base[column][seeds]), paired_p(base[column][seeds], own[seeds])) if len(seeds) > 1 else float("nan")
-            view.setdefault(column, {})[tested, name] = f"{mean:.1f}" + (f" ± {half:.1f}" if len(own) > 1 else "") + (f" ({p:.2f})" if name != reference and p == p else "")
+            p = (
+                2 * min(paired_p(own[seeds], base[column][seeds]), paired_p(base[column][seeds], own[seeds]))
+                if len(seeds) > 1
+                else float("nan")
+            )
+            view.setdefault(column, {})[tested, name] = (
+                f"{mean:.1f}"
+                + (f" ± {half:.1f}" if len(own) > 1 else "")
+                + (f" ({p:.2f})" if name != reference and p == p else "")
+            )
     return pd.DataFrame(view)
 
 # %% ../nbs/3a_analyses.ipynb #12e59e0b
-SCANS, SCAN_CASES, SCAN_CURVES, SCAN_CERTAINTY, SCAN_BINS = (f"analyses_scans{k}.csv" for k in ("", "_cases", "_curves", "_certainty", "_bins"))
+SCANS, SCAN_CASES, SCAN_CURVES, SCAN_CERTAINTY, SCAN_BINS = (
+    f"analyses_scans{k}.csv" for k in ("", "_cases", "_curves", "_certainty", "_bins")
+)
 SCAN_SCORES = ("dice", "confidence", "calibration_error")
-SCAN_WATCHED = ("step", "seconds", "loss", "task", "distillation", "meta", *(f"{k}_{m}" for k in ("w", "l1", "cosine") for m in SEQUENCES))
+SCAN_WATCHED = (
+    "step",
+    "seconds",
+    "loss",
+    "task",
+    "distillation",
+    "meta",
+    *(f"{k}_{m}" for k in ("w", "l1", "cosine") for m in SEQUENCES),
+)
 
 
-def scan_scores(method: Method, task: Segmentation, patients: Volumes, **key) -> dict[str, pd.DataFrame]:  # file -> rows
+def scan_scores(
+    method: Method, task: Segmentation, patients: Volumes, **key
+) -> dict[str, pd.DataFrame]:  # file -> rows
     "Every subset of some patients."
     task.calibration, tables = True, {SCANS: [], SCAN_CERTAINTY: [], SCAN_BINS: []}
     for subset, scores in gather(method, task, patients).items():
-        number, metrics, percent = scores.pop("sample").tolist(), task.metrics(scores), lambda v: round(100 * float(v), 3)
+        number, metrics, percent = (
+            scores.pop("sample").tolist(),
+            task.metrics(scores),
+            lambda v: round(100 * float(v), 3),
+        )
         for k, region in enumerate(REGIONS):
             where = {**key, "subset": subset, "region": region}
             tables[SCANS].append({**where, **{name: percent(metrics[f"{name}_{region}"]) for name in SCAN_SCORES}})
-            tables[SCAN_CERTAINTY] += [{**where, "case": patients.cases[n].name, "dice": percent(d), "confidence": percent(c)} for n, d, c in zip(number, scores["dice"][:, k], scores["confidence"][:, k])]
-            tables[SCAN_BINS] += [{**where, "n": int(n), "confidence": round(p / n, 5), "accuracy": round(t / n, 5)} for n, p, t in scores["reliability"][:, k].double().sum(0).tolist() if n]
+            tables[SCAN_CERTAINTY] += [
+                {**where, "case": patients.cases[n].name, "dice": percent(d), "confidence": percent(c)}
+                for n, d, c in zip(number, scores["dice"][:, k], scores["confidence"][:, k])
+            ]
+            tables[SCAN_BINS] += [
+                {**where, "n": int(n), "confidence": round(p / n, 5), "accuracy": round(t / n, 5)}
+                for n, p, t in scores["reliability"][:, k].double().sum(0).tolist()
+                if n
+            ]
     return {file: pd.DataFrame(rows) for file, rows in tables.items()}
 
 
-def scan_run(tested: str, method: str, changes: Mapping[str, object], seed: int, recipe: SegmentationRecipe, data: str, runs: str, **_) -> list[tuple[str, list[dict]]]:  # [(file, rows), ...], the run's own rows last
+def scan_run(
+    tested: str,
+    method: str,
+    changes: Mapping[str, object],
+    seed: int,
+    recipe: SegmentationRecipe,
+    data: str,
+    runs: str,
+    **_,
+) -> list[tuple[str, list[dict]]]:  # [(file, rows), ...], the run's own rows last
     "Train one variant, or read it; then every subset of the patients in `tested`."
     torch.set_num_threads(1)
     experiment, name, recipe = Brats(data, method), variant(method, **changes), replace(recipe, seed=seed)
-    plain = lambda other, q: trained(q, Path(runs) / f"{variant(other.method, **{k: v for k, v in changes.items() if hasattr(q.recipe, k)})}-{seed}")
+
+    def plain(other, q):
+        return trained(
+            q,
+            Path(runs)
+            / f"{variant(other.method, **{k: v for k, v in changes.items() if hasattr(q.recipe, k)})}-{seed}",
+        )
+
     p = prepared(experiment, recipe, changes, plain)
     crops = [p.validation.draw(torch.arange(p.validation.size), 0)]
     history = trained(p, Path(runs) / f"{name}-{seed}", watch=lambda trainee: imputation_error(trainee.model, crops))
     key = {"tested": tested, "variant": name, "seed": seed}
     tables = scan_scores(p.method, p.task, getattr(p, tested), **key)
     tables[SCAN_CURVES] = history.reindex(columns=SCAN_WATCHED).round(5).assign(**key)[[*key, *SCAN_WATCHED]]
-    tables[SCAN_CASES] = tables[SCAN_CERTAINTY].groupby([*key, "case", "region"], sort=False).dice.mean().round(3).reset_index()
+    tables[SCAN_CASES] = (
+        tables[SCAN_CERTAINTY].groupby([*key, "case", "region"], sort=False).dice.mean().round(3).reset_index()
+    )
     files = [SCAN_CURVES, SCAN_CASES, *([] if changes else [SCAN_CERTAINTY, SCAN_BINS]), SCANS]
     return [(file, tables[file].to_dict("records")) for file in files]
 
@@ -256,13 +398,41 @@ def scan_analyses(
 ) -> pd.DataFrame:  # rows of SCANS
     "`analyses` for scans."
     out, names, seeds = Path(out), [variant(m, **c) for m, c in variants], which(seeds)
-    if tested not in ("test", "validation"): raise MetakdError(f"no patients '{tested}' to be tested: choose test or validation")
-    for m, c in variants: changed(Brats(data, m), recipe, c)
-    jobs = [{"tested": tested, "variant": n, "method": m, "changes": dict(c), "seed": s, "recipe": recipe, "data": str(data), "runs": str(runs)} for s in seeds for n, (m, c) in zip(names, variants)]
-    done = lambda job, folder: has_run(folder / SCANS, job, KEY)
-    cause = {} if all(done(j, out) for j in jobs) else case_digests(Brats(data), recipe)  # who only reads results needs no data
+    if tested not in ("test", "validation"):
+        raise MetakdError(f"no patients '{tested}' to be tested: choose test or validation")
+    for m, c in variants:
+        changed(Brats(data, m), recipe, c)
+    jobs = [
+        {
+            "tested": tested,
+            "variant": n,
+            "method": m,
+            "changes": dict(c),
+            "seed": s,
+            "recipe": recipe,
+            "data": str(data),
+            "runs": str(runs),
+        }
+        for s in seeds
+        for n, (m, c) in zip(names, variants)
+    ]
+
+    def done(job, folder):
+        return has_run(folder / SCANS, job, KEY)
+
+    cause = (
+        {} if all(done(j, out) for j in jobs) else case_digests(Brats(data), recipe)
+    )  # who only reads results needs no data
     keep_recipe(out / "analyses_scans_recipe.json", Brats, recipe, {m for m, _ in variants}, cause)
-    sweep(jobs, scan_run, out, done, workers, tables=(SCANS, SCAN_CASES, SCAN_CURVES, SCAN_CERTAINTY, SCAN_BINS), experiment=Brats)
+    sweep(
+        jobs,
+        scan_run,
+        out,
+        done,
+        workers,
+        tables=(SCANS, SCAN_CASES, SCAN_CURVES, SCAN_CERTAINTY, SCAN_BINS),
+        experiment=Brats,
+    )
     return chosen_rows(read_runs(out / SCANS), names, seeds, (tested,))
 
 # %% ../nbs/3a_analyses.ipynb #baf47155
@@ -274,7 +444,12 @@ def scan_gains(
     "What a change does to each patient, or from each seed."
     key = ["seed", "case", "region"]
     pairs = cases.merge(cases[cases.variant == reference][[*key, "dice"]], on=key, suffixes=("", "_reference"))
-    means = pairs.assign(gain=pairs.dice - pairs.dice_reference).groupby(["variant", "region", over], sort=False)[["dice", "gain"]].mean().reset_index()
+    means = (
+        pairs.assign(gain=pairs.dice - pairs.dice_reference)
+        .groupby(["variant", "region", over], sort=False)[["dice", "gain"]]
+        .mean()
+        .reset_index()
+    )
     return means.dropna()
 
 
@@ -290,12 +465,17 @@ def scan_view(
         for region in REGIONS:
             gain = gains[(gains.variant == name) & (gains.region == region)].gain
             row[region] = f"{own[own.region == region].dice.mean():.1f}"
-            if name == reference or not len(gain): row[f"{region} gain"] = ""; continue
+            if name == reference or not len(gain):
+                row[f"{region} gain"] = ""
+                continue
             mean, half = mean_interval(gain)
-            row[f"{region} gain"] = f"{mean:+.2f}" if len(gain) < 2 else f"{mean:+.2f} ± {half:.2f} ({2 * min(paired_p(gain, 0 * gain), paired_p(0 * gain, gain)):.3f})"
+            row[f"{region} gain"] = (
+                f"{mean:+.2f}"
+                if len(gain) < 2
+                else f"{mean:+.2f} ± {half:.2f} ({2 * min(paired_p(gain, 0 * gain), paired_p(0 * gain, gain)):.3f})"
+            )
         view.append(row)
     return pd.DataFrame(view).set_index("variant")
-
 
 # %% ../nbs/3a_analyses.ipynb #3d73548c
 def scan_kept(
@@ -306,9 +486,17 @@ def scan_kept(
     rows = []
     for key, own in certainty.groupby(["variant", "seed", "subset", "region"], sort=False):
         keep, dice = round(part * len(own)), own.dice.mean()
-        rows.append({**dict(zip(("variant", "seed", "subset", "region"), key)), "sequences": key[2].count("+") + 1, "dice": dice, "gain": own.nlargest(keep, "confidence").dice.mean() - dice, "at best": own.dice.nlargest(keep).mean() - dice, "correlation": own.confidence.corr(own.dice, method="spearman")})
+        rows.append(
+            {
+                **dict(zip(("variant", "seed", "subset", "region"), key)),
+                "sequences": key[2].count("+") + 1,
+                "dice": dice,
+                "gain": own.nlargest(keep, "confidence").dice.mean() - dice,
+                "at best": own.dice.nlargest(keep).mean() - dice,
+                "correlation": own.confidence.corr(own.dice, method="spearman"),
+            }
+        )
     return pd.DataFrame(rows)
-
 
 # %% ../nbs/3a_analyses.ipynb #59bfe122
 def gradient_parts(
@@ -327,10 +515,18 @@ def gradient_parts(
             direct = HYPERGRADIENTS["first_order"](method, batch)[1]
             for title, changes in ways.items():
                 method.recipe = replace(recipe, **changes)
-                if method.recipe.hypergradient == "first_order": continue
+                if method.recipe.hypergradient == "first_order":
+                    continue
                 whole = HYPERGRADIENTS[method.recipe.hypergradient](method, batch)[1]
-                table.append({"way": title, "added / direct": ((whole - direct).norm() / direct.norm()).item(), "cosine": F.cosine_similarity(whole, direct, 0).item()})
-    finally: method.recipe = recipe
+                table.append(
+                    {
+                        "way": title,
+                        "added / direct": ((whole - direct).norm() / direct.norm()).item(),
+                        "cosine": F.cosine_similarity(whole, direct, 0).item(),
+                    }
+                )
+    finally:
+        method.recipe = recipe
     return pd.DataFrame(table).groupby("way", sort=False).median()
 
 # %% ../nbs/3a_analyses.ipynb #3ac00021
@@ -341,7 +537,8 @@ class OneRegion(Segmentation):
         super().__init__(regions)
         self.k = self.regions.index(region)
 
-    def loss(self, logits: Tensor, y: Tensor) -> Tensor: return super().loss(logits[:, self.k:self.k + 1], y[:, self.k:self.k + 1])
+    def loss(self, logits: Tensor, y: Tensor) -> Tensor:
+        return super().loss(logits[:, self.k : self.k + 1], y[:, self.k : self.k + 1])
 
 
 def region_weights(
@@ -353,5 +550,15 @@ def region_weights(
     lr: float = 5e-2,
 ) -> pd.DataFrame:  # a row each region, modality and step: w
     "Importance weights region by region, of a network that does not move."
-    paths = {r: learn_importance(model, OneRegion(r, regions), data, steps, batch_size, MetaKDRecipe(meta_lr=lr)) for r in regions}
-    return pd.DataFrame([{"region": r, "modality": m, "step": k + 1, "w": round(w, 5)} for r, path in paths.items() for k, row in enumerate(path.tolist()) for m, w in zip(model.modalities, row)])
+    paths = {
+        r: learn_importance(model, OneRegion(r, regions), data, steps, batch_size, MetaKDRecipe(meta_lr=lr))
+        for r in regions
+    }
+    return pd.DataFrame(
+        [
+            {"region": r, "modality": m, "step": k + 1, "w": round(w, 5)}
+            for r, path in paths.items()
+            for k, row in enumerate(path.tolist())
+            for m, w in zip(model.modalities, row)
+        ]
+    )

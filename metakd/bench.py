@@ -30,60 +30,83 @@ from torch.utils.flop_counter import FlopCounterMode
 from .data.audiovision import FRONT_ENDS, RATE, audio_features, choose_recordings, mfcc, read_wav
 from .data.brats import SEQUENCES, Volumes, find_cases
 from .experiments import AudioVision, AudioVisionRecipe
+from .files import json_bytes
 from .meta import MetaKD, MetaKDRecipe, meta_gradient, scale_features
 from .modalities import Batch, MetakdError, all_subsets, atomic_write
 from .model import classifier, segmenter
 from .segmentation import Brats, SegmentationRecipe
 from .tables import align
 from .tasks import Classification, Method, Recipe, Segmentation
-from .files import json_bytes
-from .training import RUN, Loader, bare_epoch, save_weights, train as train_method, versions
+from .training import RUN, Loader, bare_epoch, save_weights, versions
+from .training import train as train_method
 
 # %% ../nbs/38_bench.ipynb #7d26c141
 def interleaved(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:  # name -> median seconds
     "Time several functions in turn, so that a slow moment of the machine hits all of them."
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for name, f in runs.items(): f()
+    for name, f in runs.items():
+        f()
     for _ in range(repeats):
         for name, f in runs.items():
-            start = time.perf_counter(); f(); times[name].append(time.perf_counter() - start)
+            start = time.perf_counter()
+            f()
+            times[name].append(time.perf_counter() - start)
     return {name: statistics.median(t) for name, t in times.items()}
 
 
 def flops(run: Callable[[], object]) -> int:
     "The floating point operations of a call: the same on every machine, however busy."
-    with FlopCounterMode(display=False) as counter: run()
+    with FlopCounterMode(display=False) as counter:
+        run()
     return counter.get_total_flops()
 
 
 def bench_training(recipe: Recipe, repeats: int) -> dict:
     "An epoch of `train`, without and with validation, against the bare loop of the same steps on batches cut beforehand."
     p = AudioVision().prepare(recipe)
-    loader, held_out = Loader(p.train, recipe.batch_size, recipe.seed), Loader(p.validation, recipe.batch_size, recipe.seed)
+    loader, held_out = (
+        Loader(p.train, recipe.batch_size, recipe.seed),
+        Loader(p.validation, recipe.batch_size, recipe.seed),
+    )
     batches, outer = [b for b, _ in loader.batches(0)], [held_out.draw(k) for k in range(len(loader))]
     whole, bare, method = [], [], AudioVision().prepare(recipe).method
     longer = replace(recipe, epochs=3)
     few = p.validation.take(slice(0, 1))  # validation on one sample: the epoch alone
     for _ in range(repeats):
         run = AudioVision().prepare(longer)
-        seconds = train_method(run.method, run.task, longer, p.train, few, p.asked, meta=p.validation, progress=False).seconds
+        seconds = train_method(
+            run.method, run.task, longer, p.train, few, p.asked, meta=p.validation, progress=False
+        ).seconds
         whole += seconds.diff().dropna().tolist()
-        for _ in range(2): start = time.perf_counter(); bare_epoch(method, recipe, batches, outer); bare.append(time.perf_counter() - start)
-    return {"training_epoch": statistics.median(whole) / statistics.median(bare), "training_epoch_seconds": statistics.median(whole)}
+        for _ in range(2):
+            start = time.perf_counter()
+            bare_epoch(method, recipe, batches, outer)
+            bare.append(time.perf_counter() - start)
+    return {
+        "training_epoch": statistics.median(whole) / statistics.median(bare),
+        "training_epoch_seconds": statistics.median(whole),
+    }
 
 # %% ../nbs/38_bench.ipynb #c7fdcc63
 def bench_meta(recipe: Recipe, repeats: int) -> dict:
     "The meta step against one that differentiates through encoders and decoder."
     p = AudioVision().prepare(recipe)
-    model, importance, batch = p.method.model.eval(), p.method.importance, p.validation.take(slice(0, recipe.batch_size))
+    model, importance, batch = (
+        p.method.model.eval(),
+        p.method.importance,
+        p.validation.take(slice(0, recipe.batch_size)),
+    )
 
     def through_everything():
         loss = p.task.loss(model.decode(scale_features(model.encode(batch.x, batch.available), importance())), batch.y)
-        model.zero_grad(); importance.zero_grad()
+        model.zero_grad()
+        importance.zero_grad()
         loss.backward()
         return importance.raw.grad
 
-    cheap = lambda: meta_gradient(model, importance, p.task, batch)[1]
+    def cheap():
+        return meta_gradient(model, importance, p.task, batch)[1]
+
     difference = (cheap() - through_everything()).abs().max().item()
     t = interleaved({"cheap": cheap, "plain": through_everything}, repeats)
     return {"meta_step": t["cheap"] / t["plain"], "meta_step_gradient_difference": difference}
@@ -95,8 +118,13 @@ def bench_evaluation(recipe: Recipe, repeats: int) -> dict:
     p.method.eval()
     x, here, subsets = p.test.x, p.test.available, all_subsets(2)
     with torch.inference_mode():
-        once = lambda: p.method.predict_subsets(x, here, subsets)
-        each = lambda: torch.stack([p.method.predict(x, s.expand(len(here), -1)) for s in subsets])
+
+        def once():
+            return p.method.predict_subsets(x, here, subsets)
+
+        def each():
+            return torch.stack([p.method.predict(x, s.expand(len(here), -1)) for s in subsets])
+
         difference = (once() - each()).abs().max().item()
         t = interleaved({"once": once, "each": each}, repeats)
     return {"evaluation": t["once"] / t["each"], "evaluation_logit_difference": difference}
@@ -110,7 +138,8 @@ def saved_bytes(step: Callable[[], object]) -> int:
         kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
         return t
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): result = step()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        result = step()
     del result
     return sum(kept.values())
 
@@ -124,14 +153,21 @@ def bench_steps(
     "Time and memory of training steps, side by side in this process."
     seconds, held = dict.fromkeys(runs, 0.0), dict.fromkeys(runs, 0)
     for progress in points:
+
         def step(method, batch):
             method.train().progress = progress
-            method.optimizers["network"].zero_grad(); method.training_loss(batch)[0].backward(); method.optimizers["network"].step()
+            method.optimizers["network"].zero_grad()
+            method.training_loss(batch)[0].backward()
+            method.optimizers["network"].step()
+
         t = interleaved({name: partial(step, *run) for name, run in runs.items()}, repeats)
         for name, (method, batch) in runs.items():
             seconds[name] += t[name]
             held[name] = max(held[name], saved_bytes(lambda: method.training_loss(batch)))
-    return {"step": {name: s / seconds[against] for name, s in seconds.items()}, "memory": {name: h / held[against] for name, h in held.items()}}
+    return {
+        "step": {name: s / seconds[against] for name, s in seconds.items()},
+        "memory": {name: h / held[against] for name, h in held.items()},
+    }
 
 
 def flat(prefix: str, table: dict[str, dict[str, float]]) -> dict[str, float]:
@@ -139,18 +175,34 @@ def flat(prefix: str, table: dict[str, dict[str, float]]) -> dict[str, float]:
     return {f"{prefix}{what}_{name}": v for what, of in table.items() for name, v in of.items()}
 
 
-def bench_methods(recipe: AudioVisionRecipe, repeats: int, rate: float = 0.2, names: Sequence[str] | None = None) -> dict:
+def bench_methods(
+    recipe: AudioVisionRecipe, repeats: int, rate: float = 0.2, names: Sequence[str] | None = None
+) -> dict:
     "Each method of Table 2 relative to NoKD, a fifth of the batch pairs."
     chosen = [m for m, e in AudioVision.methods().items() if e.rate is None] if names is None else ["NoKD", *names]
     prepared = {m: AudioVision(m, "image", rate).prepare(recipe) for m in chosen}
-    for p in prepared.values(): p.method.setup(p.train)
-    return flat("", bench_steps({m: (p.method, p.train.take(slice(0, recipe.batch_size))) for m, p in prepared.items()}, "NoKD", repeats))
+    for p in prepared.values():
+        p.method.setup(p.train)
+    return flat(
+        "",
+        bench_steps(
+            {m: (p.method, p.train.take(slice(0, recipe.batch_size))) for m, p in prepared.items()}, "NoKD", repeats
+        ),
+    )
 
 
-def bench_segmenters(repeats: int, names: Sequence[str] | None = None, recipe: SegmentationRecipe = SegmentationRecipe(), device: str | torch.device = "cpu") -> dict:
+def bench_segmenters(
+    repeats: int,
+    names: Sequence[str] | None = None,
+    recipe: SegmentationRecipe = SegmentationRecipe(),
+    device: str | torch.device = "cpu",
+) -> dict:
     "Each method of Table 1 relative to MetaKD, once everything is trained that it trains; four crops with two to four sequences."
     torch.manual_seed(0)
-    methods = {m: Brats(Path("."), m).build(recipe)[0].to(device) for m in (tuple(Brats.methods()) if names is None else ("MetaKD", *names))}
+    methods = {
+        m: Brats(Path("."), m).build(recipe)[0].to(device)
+        for m in (tuple(Brats.methods()) if names is None else ("MetaKD", *names))
+    }
     x, y = {m: torch.randn(4, 1, *recipe.window) for m in SEQUENCES}, (torch.rand(4, 3, *recipe.window) < 0.2).float()
     batch = Batch(x, all_subsets(4)[[4, 9, 12, 14]], y).to(device)
     parameters = {m: sum(p.numel() for p in method.parameters()) for m, method in methods.items()}
@@ -163,33 +215,52 @@ def bench_features(repeats: int, source: str, path: str | None) -> dict:
     paths, _, _ = choose_recordings(path, source)
     result, before = {}, os.environ.get("METAKD_CACHE")
     for name, fe in FRONT_ENDS.items():
+
         def loop():
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 out = np.zeros((len(paths), 1, fe.coefficients, fe.frames), np.float32)
                 for row, path in zip(out, paths):
-                    m = librosa.feature.mfcc(y=read_wav(path)[::fe.step], sr=RATE, n_mfcc=fe.coefficients, n_fft=fe.n_fft, hop_length=fe.hop, n_mels=fe.n_mels)[:, :fe.frames]
-                    row[0, :, :m.shape[1]] = fe.scale * m
+                    m = librosa.feature.mfcc(
+                        y=read_wav(path)[:: fe.step],
+                        sr=RATE,
+                        n_mfcc=fe.coefficients,
+                        n_fft=fe.n_fft,
+                        hop_length=fe.hop,
+                        n_mels=fe.n_mels,
+                    )[:, : fe.frames]
+                    row[0, :, : m.shape[1]] = fe.scale * m
                 return out
+
         cold, warm, plain = [], [], []
         mfcc([read_wav(p) for p in paths[:8]], fe)
         try:
             for _ in range(repeats):
                 with tempfile.TemporaryDirectory() as cache:
                     os.environ["METAKD_CACHE"] = cache
-                    start = time.perf_counter(); found = audio_features(paths, name); cold.append(time.perf_counter() - start)
-                    for _ in range(3): start = time.perf_counter(); audio_features(paths, name); warm.append(time.perf_counter() - start)
-                start = time.perf_counter(); expected = loop(); plain.append(time.perf_counter() - start)
+                    start = time.perf_counter()
+                    found = audio_features(paths, name)
+                    cold.append(time.perf_counter() - start)
+                    for _ in range(3):
+                        start = time.perf_counter()
+                        audio_features(paths, name)
+                        warm.append(time.perf_counter() - start)
+                start = time.perf_counter()
+                expected = loop()
+                plain.append(time.perf_counter() - start)
         finally:
             os.environ.pop("METAKD_CACHE")
-            if before is not None: os.environ["METAKD_CACHE"] = before
+            if before is not None:
+                os.environ["METAKD_CACHE"] = before
         result[f"features_cold_{name}"] = statistics.median(cold) / statistics.median(plain)
         result[f"features_warm_{name}"] = statistics.median(warm) / statistics.median(plain)
         result[f"features_difference_{name}"] = float(np.abs(found.numpy() - expected).max())
     return result
 
 # %% ../nbs/38_bench.ipynb #e9815bf1
-def bench_segmentation(repeats: int, network: str = "reference", window: Sequence[int] = (32, 64, 64), windows: int = 1) -> dict:
+def bench_segmentation(
+    repeats: int, network: str = "reference", window: Sequence[int] = (32, 64, 64), windows: int = 1
+) -> dict:
     "Step, meta step and all subsets of a segmentation network, as ratios; and how far the answers differ."
     torch.manual_seed(0)
     recipe, task = Brats.recipe_for("MetaKD"), Segmentation()
@@ -210,21 +281,38 @@ def bench_segmentation(repeats: int, network: str = "reference", window: Sequenc
         return importance.raw.grad
 
     @torch.inference_mode()
-    def once(): return method.predict_subsets(x, four, subsets)
+    def once():
+        return method.predict_subsets(x, four, subsets)
 
     @torch.inference_mode()
-    def ours(): return torch.stack([method.predict(x, s.expand(windows, -1)) for s in subsets])
+    def ours():
+        return torch.stack([method.predict(x, s.expand(windows, -1)) for s in subsets])
 
     @torch.inference_mode()
-    def public(): return [model.decode(model.impute(model.encode({m: v * s[k] for k, (m, v) in enumerate(x.items())}, four), s.expand(windows, -1))) for s in subsets]
+    def public():
+        return [
+            model.decode(
+                model.impute(
+                    model.encode({m: v * s[k] for k, (m, v) in enumerate(x.items())}, four), s.expand(windows, -1)
+                )
+            )
+            for s in subsets
+        ]
 
-    cheap = lambda: meta_gradient(model, importance, task, batch)[1]
+    def cheap():
+        return meta_gradient(model, importance, task, batch)[1]
+
     method.progress = 1.0
     pairs = {
-        "seg_step_one_of_four": (lambda: step(one), lambda: step(four)), "seg_meta_step": (cheap, through_everything),
-        "seg_subsets_public": (once, public), "seg_subsets_ours": (once, ours),
+        "seg_step_one_of_four": (lambda: step(one), lambda: step(four)),
+        "seg_meta_step": (cheap, through_everything),
+        "seg_subsets_public": (once, public),
+        "seg_subsets_ours": (once, ours),
     }
-    result = {"seg_meta_step_gradient_difference": (cheap() - through_everything()).abs().max().item(), "seg_subsets_logit_difference": (once() - ours()).abs().max().item()}
+    result = {
+        "seg_meta_step_gradient_difference": (cheap() - through_everything()).abs().max().item(),
+        "seg_subsets_logit_difference": (once() - ours()).abs().max().item(),
+    }
     for name, (less, more) in pairs.items():
         seconds = interleaved({"less": less, "more": more}, repeats)
         result |= {name: seconds["less"] / seconds["more"], f"{name}_flops": flops(less) / flops(more)}
@@ -240,8 +328,12 @@ def scan_like(folder: Path, patients: int, shape: Sequence[int], spacing: float 
         (folder / f"P{k}").mkdir(parents=True)
         for m in ("flair", "t1", "t1ce", "t2"):
             image = np.where(r < 1, rng.normal(500.0 + 100.0 * label, 60), 0).clip(0, 2000).astype(np.int16)
-            nib.save(nib.Nifti1Image(image, np.diag([-spacing, -spacing, spacing, 1])), folder / f"P{k}" / f"P{k}_{m}.nii.gz")
-        nib.save(nib.Nifti1Image(label, np.diag([-spacing, -spacing, spacing, 1])), folder / f"P{k}" / f"P{k}_seg.nii.gz")
+            nib.save(
+                nib.Nifti1Image(image, np.diag([-spacing, -spacing, spacing, 1])), folder / f"P{k}" / f"P{k}_{m}.nii.gz"
+            )
+        nib.save(
+            nib.Nifti1Image(label, np.diag([-spacing, -spacing, spacing, 1])), folder / f"P{k}" / f"P{k}_seg.nii.gz"
+        )
 
 
 def bench_data(shape: Sequence[int] = (240, 240, 155), patients: int = 8) -> dict:
@@ -255,8 +347,18 @@ def bench_data(shape: Sequence[int] = (240, 240, 155), patients: int = 8) -> dic
             torch.manual_seed(0)
             task = Segmentation(window=recipe.window)
             method, few = MetaKD(segmenter(), task, recipe), Volumes(cases[:1], recipe.window, cache)
-            if cache: list(Volumes(cases, recipe.window, cache).whole())
-            history = train_method(method, task, recipe, Volumes(cases * recipe.crops, recipe.window, cache), few, tested=torch.ones(4, dtype=torch.bool), meta=few, progress=False)
+            if cache:
+                list(Volumes(cases, recipe.window, cache).whole())
+            history = train_method(
+                method,
+                task,
+                recipe,
+                Volumes(cases * recipe.crops, recipe.window, cache),
+                few,
+                tested=torch.ones(4, dtype=torch.bool),
+                meta=few,
+                progress=False,
+            )
             result[f"seg_waiting_{name}"] = history.attrs["waited"] / history.attrs["stepping"]
     return result
 
@@ -268,15 +370,33 @@ def bench_predict(shape: Sequence[int] = (240, 240, 155), counts: Sequence[int] 
         run = Path(folder) / "run"
         experiment = Brats(Path(folder))
         save_weights(run, experiment.build(recipe)[0], recipe)
-        atomic_write(run / RUN, json_bytes({"format": 2, "about": experiment.about(), "training": {}, "versions": versions()}))
+        atomic_write(
+            run / RUN, json_bytes({"format": 2, "about": experiment.about(), "training": {}, "versions": versions()})
+        )
         for n in counts:
             scan_like(Path(folder) / str(n), n, shape)
-            script = ("import resource, sys; from metakd.cli import main\n"
-                      "try: main(sys.argv[1:])\n"
-                      "finally: print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)")
+            script = (
+                "import resource, sys; from metakd.cli import main\n"
+                "try: main(sys.argv[1:])\n"
+                "finally: print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+            )
             began = time.perf_counter()
-            done = subprocess.run([sys.executable, "-c", script, "predict", str(run), str(Path(folder) / str(n)), "--out", str(Path(folder) / f"out{n}")], capture_output=True, text=True)
-            if done.returncode: raise MetakdError(f"metakd predict failed: {done.stderr[-500:]}")
+            done = subprocess.run(
+                [
+                    sys.executable,
+                    "-c",
+                    script,
+                    "predict",
+                    str(run),
+                    str(Path(folder) / str(n)),
+                    "--out",
+                    str(Path(folder) / f"out{n}"),
+                ],
+                capture_output=True,
+                text=True,
+            )
+            if done.returncode:
+                raise MetakdError(f"metakd predict failed: {done.stderr[-500:]}")
             result[f"predict_seconds_{n}"] = time.perf_counter() - began
             result[f"predict_peak_mb_{n}"] = int(done.stdout.split("peak ")[1].split()[0]) / 1024
     return result
@@ -286,12 +406,22 @@ def bench_people(people: int = 100_000, batch_size: int = 512) -> dict:
     "Aligning four tables, and an epoch of MetaKD on them, with the threads that there are."
     rng, ids = np.random.default_rng(0), np.arange(people)
     columns = {"clinical": 12, "genomic": 60, "blood": 24, "fluid": 4}
-    views = {m: pd.DataFrame(rng.standard_normal((people, n), dtype=np.float32), ids)[rng.random(people) > 1 / 3] for m, n in columns.items()}
+    views = {
+        m: pd.DataFrame(rng.standard_normal((people, n), dtype=np.float32), ids)[rng.random(people) > 1 / 3]
+        for m, n in columns.items()
+    }
     views["clinical"] = views["clinical"].reindex(ids).fillna(0.0)  # nobody without anything
     began = time.perf_counter()
     samples = align(views, pd.Series(rng.integers(0, 3, people), ids))
     aligned = time.perf_counter() - began
     torch.manual_seed(0)
     recipe, task = MetaKDRecipe(epochs=1, batch_size=batch_size), Classification(3)
-    history = train_method(MetaKD(classifier(samples.shapes, 3), task, recipe), task, recipe, samples.batch, samples.batch.take(slice(0, 500)), progress=False)
+    history = train_method(
+        MetaKD(classifier(samples.shapes, 3), task, recipe),
+        task,
+        recipe,
+        samples.batch,
+        samples.batch.take(slice(0, 500)),
+        progress=False,
+    )
     return {"people_align_seconds": aligned, "people_per_second": people / history.attrs["stepping"]}

@@ -24,15 +24,39 @@ import pandas as pd
 import torch
 import tyro
 
-from .bench import bench_data, bench_evaluation, bench_features, bench_meta, bench_methods, bench_people, bench_predict, bench_segmentation, bench_segmenters, bench_training
+from metakd.bench import (
+    bench_data,
+    bench_evaluation,
+    bench_features,
+    bench_meta,
+    bench_methods,
+    bench_people,
+    bench_predict,
+    bench_segmentation,
+    bench_segmenters,
+    bench_training,
+)
 from .data.adni import MODALITIES
 from .data.audiovision import FRONT_ENDS, choose_recordings, load
+from .data.brats import merged
 from .data.glioma import BRATS_SHAPE, write_cohort
 from .data.memory_clinic import write_clinic
-from .data.brats import merged
 from .evaluation import evaluate
 from metakd.experiments import (
-    CLASSIFIERS, CURVES, PLUGINS, PROTOCOLS, RATES, AudioVision, AudioVisionRecipe, gains, load_plugin, plot_importance, read_runs, table2, table2_jobs, table2_view,
+    CLASSIFIERS,
+    CURVES,
+    PLUGINS,
+    PROTOCOLS,
+    RATES,
+    AudioVision,
+    AudioVisionRecipe,
+    gains,
+    load_plugin,
+    plot_importance,
+    read_runs,
+    table2,
+    table2_jobs,
+    table2_view,
 )
 from .files import cache_dir, differences, read_json, write_table
 from .inference import VOLUMES, patients_in, postprocess, predict
@@ -40,7 +64,8 @@ from .modalities import MetakdError, MetakdWarning
 from .segmentation import CASES, REFERENCE, Brats, paper_view, table1, table1_gains, table1_summary, table1_view
 from .studies import KEY, METRICS, PAPER_ADNI, SUBSETS, Study, read_study, studies, study_view, subsets_view
 from .tasks import Recipe, Segmentation
-from .training import load_weights, read_run, train as train_method
+from .training import load_weights, read_run
+from .training import train as train_method
 
 # %% ../nbs/50_cli.ipynb #22ab73a0
 def data(
@@ -65,18 +90,44 @@ DIGITS, SCANS, PEOPLE = (e.recipe_for("MetaKD") for e in EXPERIMENTS.values())
 def train_run(name: str, out: Path, experiment, recipe: Recipe, resume: bool, checkpoint_seconds: float) -> None:
     "What every `metakd train ...` does."
     p, main = experiment.prepare(recipe), int(os.environ.get("RANK", 0)) == 0
-    if main: print(f"data: {p.source}")
-    history = train_method(p.method, p.task, p.recipe, p.train, p.validation, p.asked, out, resume, checkpoint_seconds=checkpoint_seconds, meta=p.meta, about=p.about)
-    if not main: return
+    if main:
+        print(f"data: {p.source}")
+    history = train_method(
+        p.method,
+        p.task,
+        p.recipe,
+        p.train,
+        p.validation,
+        p.asked,
+        out,
+        resume,
+        checkpoint_seconds=checkpoint_seconds,
+        meta=p.meta,
+        about=p.about,
+    )
+    if not main:
+        return
     print(evaluate(p.method, p.task, p.test).to_string(index=False))
     print(f"{out}: {len(history)} epochs. Evaluate again with: metakd evaluate {out}")
 
 # %% ../nbs/50_cli.ipynb #df6b84af
 TRAININGS = {  # name -> experiment, its default, what it does, recipe, seconds between two checkpoints
     "audiovision": ("audiovision", AudioVision(), "Train on spoken and written digits.", None, 30.0),
-    "brats": ("brats", inspect.Parameter.empty, "Train a segmentation on a folder of BraTS cases, real or simulated.", None, 30.0),
+    "brats": (
+        "brats",
+        inspect.Parameter.empty,
+        "Train a segmentation on a folder of BraTS cases, real or simulated.",
+        None,
+        30.0,
+    ),
     "study": ("study", Study(), "Train on tables and volumes of unlike modalities.", None, 30.0),
-    "brats-reference": ("brats", inspect.Parameter.empty, "The same with the authors' network and published numbers: for a GPU.", REFERENCE, 600.0),
+    "brats-reference": (
+        "brats",
+        inspect.Parameter.empty,
+        "The same with the authors' network and published numbers: for a GPU.",
+        REFERENCE,
+        600.0,
+    ),
 }
 
 
@@ -88,7 +139,9 @@ def train_command(
     kind, default, doc, recipe, seconds = TRAININGS[name]
     experiment, recipe = EXPERIMENTS[kind], EXPERIMENTS[kind].recipe_for(method, recipe)
 
-    def command(**options) -> None: train_run(kind, **options)
+    def command(**options) -> None:
+        train_run(kind, **options)
+
     command.__doc__ = f"""{doc} Ctrl-C leaves a checkpoint.
 
     Args:
@@ -99,10 +152,15 @@ def train_command(
         checkpoint_seconds: The least time between two checkpoints; 0 writes one each epoch.
     """
     options = {
-        "out": (Path, inspect.Parameter.empty), "experiment": (Annotated[experiment, tyro.conf.arg(name="")], default), "recipe": (type(recipe), recipe), "resume": (bool, False),
+        "out": (Path, inspect.Parameter.empty),
+        "experiment": (Annotated[experiment, tyro.conf.arg(name="")], default),
+        "recipe": (type(recipe), recipe),
+        "resume": (bool, False),
         "checkpoint_seconds": (float, seconds),
     }
-    command.__signature__ = inspect.Signature([inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=d, annotation=t) for n, (t, d) in options.items()])
+    command.__signature__ = inspect.Signature(
+        [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=d, annotation=t) for n, (t, d) in options.items()]
+    )
     command.__annotations__ = {n: t for n, (t, _) in options.items()}
     return command
 
@@ -121,22 +179,31 @@ def open_run(
 ) -> tuple:  # experiment, recipe, about
     "What was trained, and with which numbers. Nothing that the folder says is executed or written to."
     about, numbers = read_run(run)["about"], run / "recipe.json"
-    if not numbers.exists() and (kept := sorted((run / "checkpoints").glob("step-*/recipe.json"))): numbers = kept[-1]
+    if not numbers.exists() and (kept := sorted((run / "checkpoints").glob("step-*/recipe.json"))):
+        numbers = kept[-1]
     kind = EXPERIMENTS.get(about.get("experiment")) if isinstance(about.get("experiment"), str) else None
-    if kind is None: raise MetakdError(f"{run} was not trained by `metakd train`; load_weights reads its weights in Python")
-    try: experiment = kind.reopen(about, data)
-    except MetakdError as e: raise MetakdError(f"{run}: {e}") from None
-    try: return experiment, experiment.recipe_type()(**read_json(numbers, "the recipe of a training")), about
-    except (TypeError, KeyError, AttributeError) as e: raise MetakdError(f"{numbers}: cannot be read as a recipe ({e})") from None
+    if kind is None:
+        raise MetakdError(f"{run} was not trained by `metakd train`; load_weights reads its weights in Python")
+    try:
+        experiment = kind.reopen(about, data)
+    except MetakdError as e:
+        raise MetakdError(f"{run}: {e}") from None
+    try:
+        return experiment, experiment.recipe_type()(**read_json(numbers, "the recipe of a training")), about
+    except (TypeError, KeyError, AttributeError) as e:
+        raise MetakdError(f"{numbers}: cannot be read as a recipe ({e})") from None
 
 
 def chosen_device(name: str | None) -> torch.device:
     "A device that is there. None: a GPU where there is one."
-    if name is None: return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        if device.type != "meta": return torch.zeros(1, device=device).device
-    except (RuntimeError, AssertionError, NotImplementedError, ImportError): pass
+        if device.type != "meta":
+            return torch.zeros(1, device=device).device
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError):
+        pass
     there = ["cpu", *(f"cuda:{k}" for k in range(torch.cuda.device_count()))]
     raise MetakdError(f"--device {name}: there is no such device here; choose {', '.join(there)}")
 
@@ -163,22 +230,33 @@ def evaluate_run(
     """
     where = chosen_device(device)
     experiment, recipe, about = open_run(run, data)
-    try: p = experiment.prepare_test(recipe, about, split)
-    except (KeyError, TypeError, AttributeError) as e: raise MetakdError(f"{run}: what its experiment.json says of the data cannot be read ({type(e).__name__}: {e})") from None
-    if split is None: check_test(run, p.about, about)
+    try:
+        p = experiment.prepare_test(recipe, about, split)
+    except (KeyError, TypeError, AttributeError) as e:
+        raise MetakdError(
+            f"{run}: what its experiment.json says of the data cannot be read ({type(e).__name__}: {e})"
+        ) from None
+    if split is None:
+        check_test(run, p.about, about)
     load_weights(run, p.method).to(where)
-    if isinstance(p.task, Segmentation): p.task.hausdorff, p.task.post = True, postprocess if post else None
-    elif post: raise MetakdError("--post is for scans")
+    if isinstance(p.task, Segmentation):
+        p.task.hausdorff, p.task.post = True, postprocess if post else None
+    elif post:
+        raise MetakdError("--post is for scans")
     p.test.check(p.method.modalities, p.method.shapes)
     table = evaluate(p.method, p.task, p.test, each=each, names=p.names)
     print(table.to_string(index=False))
-    if csv: write_table(csv, table)
+    if csv:
+        write_table(csv, table)
 
 
 def check_test(run: Path, now: dict, about: dict) -> None:
     "Raise a `MetakdError` where a run's test data are not what they were."
     found = differences(about.get("test", {}), now.get("test", {}))
-    if found: raise MetakdError(f"{run}: its test data are not those of its training any more ({'; '.join(found)}); name others with --split")
+    if found:
+        raise MetakdError(
+            f"{run}: its test data are not those of its training any more ({'; '.join(found)}); name others with --split"
+        )
 
 # %% ../nbs/50_cli.ipynb #6e7f7cff
 def glioma(
@@ -200,7 +278,9 @@ def glioma(
         jobs: Patients at a time.
     """
     written = write_cohort(out, patients, shape, spacing, seed, jobs)
-    print(f"{out}: {len(written)} patients, {sum(p.parent.name == 'HGG' for p in written)} of high grade. Train with: metakd train brats --data {out} --out runs/first")
+    print(
+        f"{out}: {len(written)} patients, {sum(p.parent.name == 'HGG' for p in written)} of high grade. Train with: metakd train brats --data {out} --out runs/first"
+    )
 
 # %% ../nbs/50_cli.ipynb #4be6d499
 def predict_command(
@@ -247,22 +327,49 @@ def predict_command(
     """
     where = chosen_device(device)
     experiment, recipe, about = open_run(run)
-    if not isinstance(experiment, Brats): raise MetakdError(f"{run} does not segment; predict needs a run of `metakd train brats`")
+    if not isinstance(experiment, Brats):
+        raise MetakdError(f"{run} does not segment; predict needs a run of `metakd train brats`")
     cases, problems = patients_in(inputs, {"flair": flair, "t1": t1, "t1c": t1c, "t2": t2}, name)
     method, task = experiment.build(recipe, window_batch=window_batch, device="cpu")
     load_weights(run, method).to(where)
     rows, failed = predict(
-        method, task, cases, out, mirror=mirror, post=post, save_probabilities=save_probabilities, png=png, precision=precision, labels=labels, intensities=recipe.intensities,
-        trained=about.get("scans"), overwrite=overwrite, skip_existing=skip_existing)
+        method,
+        task,
+        cases,
+        out,
+        mirror=mirror,
+        post=post,
+        save_probabilities=save_probabilities,
+        png=png,
+        precision=precision,
+        labels=labels,
+        intensities=recipe.intensities,
+        trained=about.get("scans"),
+        overwrite=overwrite,
+        skip_existing=skip_existing,
+    )
     unused = {c.name: c.unused for c in cases}
     for r in rows:
-        print(f"{r['name']}: from {r['sequences']}; " + ", ".join(f"{k.removesuffix('_ml')} {v:.2f} ml" for k, v in r.items() if k.endswith("_ml")) + (f"; not used: {', '.join(p.name for p in unused[r['name']])}" if unused[r["name"]] else ""))
-    for convention in sorted({r["labels"] for r in rows}): print(merged(convention))
+        print(
+            f"{r['name']}: from {r['sequences']}; "
+            + ", ".join(f"{k.removesuffix('_ml')} {v:.2f} ml" for k, v in r.items() if k.endswith("_ml"))
+            + (f"; not used: {', '.join(p.name for p in unused[r['name']])}" if unused[r["name"]] else "")
+        )
+    for convention in sorted({r["labels"] for r in rows}):
+        print(merged(convention))
     skipped = len(cases) - len(rows) - len(failed)
-    print(f"{out}: {len(rows)} patients segmented" + (f", {skipped} were there already" if skipped else "") + f"; volumes in {out / VOLUMES}")
-    if (problems := problems + failed):
-        for p in problems: print(f"metakd: {p}", file=sys.stderr)
-        print(f"metakd: {len(problems)} of {len(cases) + len(problems) - len(failed)} patients could not be segmented", file=sys.stderr)
+    print(
+        f"{out}: {len(rows)} patients segmented"
+        + (f", {skipped} were there already" if skipped else "")
+        + f"; volumes in {out / VOLUMES}"
+    )
+    if problems := problems + failed:
+        for p in problems:
+            print(f"metakd: {p}", file=sys.stderr)
+        print(
+            f"metakd: {len(problems)} of {len(cases) + len(problems) - len(failed)} patients could not be segmented",
+            file=sys.stderr,
+        )
         sys.exit(1)
 
 # %% ../nbs/50_cli.ipynb #1b658ce5
@@ -275,8 +382,13 @@ def print_table1(runs: pd.DataFrame, cases: pd.DataFrame) -> None:
     print(distances.round(2).to_string())
     print("the paper, BraTS 2018, Dice in %")
     print(paper_view().round(2).to_string())
-    if "MetaKD" not in set(runs.method) or runs.method.nunique() < 2: return
-    for title, foot in (("Dice", table1_summary(view)), ("95 % Hausdorff distance", table1_summary(distances, higher=False)), ("the paper, Dice", table1_summary(paper_view()))):
+    if "MetaKD" not in set(runs.method) or runs.method.nunique() < 2:
+        return
+    for title, foot in (
+        ("Dice", table1_summary(view)),
+        ("95 % Hausdorff distance", table1_summary(distances, higher=False)),
+        ("the paper, Dice", table1_summary(paper_view())),
+    ):
         print(f"{title}: average, rank, p over the subsets that MetaKD is better")
         print(foot.T.round(4).to_string())
     print(table1_gains(cases).round(4).to_string(index=False))
@@ -308,8 +420,10 @@ def table1_command(
         post: The authors' post-processing before scoring.
         recipe: Every hyper-parameter that the methods share, and MetaKD's own; its seed is not used.
     """
-    for m in methods: Brats.find(m)
-    if seeds < 1 or jobs < 1: raise MetakdError("seeds and jobs are at least 1")
+    for m in methods:
+        Brats.find(m)
+    if seeds < 1 or jobs < 1:
+        raise MetakdError("seeds and jobs are at least 1")
     print_table1(table1(out, data, recipe, methods, seeds, jobs, backend, runs, split, post), read_runs(out / CASES))
 
 # %% ../nbs/50_cli.ipynb #50c60002
@@ -353,18 +467,29 @@ def study_command(
         jobs: Runs at a time.
         recipe: Every hyper-parameter that the methods share, and MetaKD's own; its seed is not used.
     """
-    if seeds < 1 or jobs < 1: raise MetakdError("seeds and jobs are at least 1")
+    if seeds < 1 or jobs < 1:
+        raise MetakdError("seeds and jobs are at least 1")
     runs = studies(out, Study(data, hidden=hidden, folds=folds), recipe, methods, seeds, jobs)
-    print(f"{data}, {hidden:.0%} of the entries hidden, {seeds} runs of each method; %, mean ± 95 % interval; p: MetaKD is not better")
+    print(
+        f"{data}, {hidden:.0%} of the entries hidden, {seeds} runs of each method; %, mean ± 95 % interval; p: MetaKD is not better"
+    )
     print(study_view(runs).to_string())
     rows = read_runs(out / SUBSETS).merge(runs[KEY])
     if rows.subset.nunique() < 16:
-        for metric in METRICS: print(f"\n{metric.replace('_', ' ')}, %, mean over seeds"); print(subsets_view(rows, metric).round(1).to_string())
+        for metric in METRICS:
+            print(f"\n{metric.replace('_', ' ')}, %, mean over seeds")
+            print(subsets_view(rows, metric).round(1).to_string())
     if set(read_study(data)[0]) <= set(MODALITIES):
-        print("the paper, on ADNI itself, mean over subsets in %: " + "; ".join(f"{m} accuracy {a}, macro F1 {f}" for m, (a, f) in PAPER_ADNI.items()) + " (second-hand). Other data, another split: not to be compared digit by digit.")
+        print(
+            "the paper, on ADNI itself, mean over subsets in %: "
+            + "; ".join(f"{m} accuracy {a}, macro F1 {f}" for m, (a, f) in PAPER_ADNI.items())
+            + " (second-hand). Other data, another split: not to be compared digit by digit."
+        )
 
 
-adni_command = partial(study_command, data="clinic", hidden=0.0, seeds=3)  # the paper's third task, on its four modalities
+adni_command = partial(
+    study_command, data="clinic", hidden=0.0, seeds=3
+)  # the paper's third task, on its four modalities
 
 # %% ../nbs/50_cli.ipynb #22599d92
 def print_table2(runs: pd.DataFrame) -> None:
@@ -372,9 +497,12 @@ def print_table2(runs: pd.DataFrame) -> None:
     for (front_end, split), protocol in runs.groupby(["frontend", "split"], sort=False):
         for tested, half in protocol.groupby("tested", sort=False):
             seeds, source = half.seed.nunique(), "/".join(sorted(half.source.unique()))
-            print(f"\n{tested} tested alone; front-end {front_end}, split {split}, speech {source}, {seeds} seeds; accuracy in %, ± 95 % interval (paper)")
+            print(
+                f"\n{tested} tested alone; front-end {front_end}, split {split}, speech {source}, {seeds} seeds; accuracy in %, ± 95 % interval (paper)"
+            )
             print(table2_view(half, tested).to_string())
-            if {"MetaKD", "NoKD"} <= set(half.method): print(gains(half).round({"gain": 2, "half": 2, "p": 4}).to_string(index=False))
+            if {"MetaKD", "NoKD"} <= set(half.method):
+                print(gains(half).round({"gain": 2, "half": 2, "p": 4}).to_string(index=False))
 
 # %% ../nbs/50_cli.ipynb #4696e0fc
 def table2_command(
@@ -384,7 +512,10 @@ def table2_command(
     methods: tuple[str, ...] = tuple(AudioVision.methods()),
     rates: tuple[float, ...] = RATES,
     seeds: int = 5,
-    protocols: tuple[Literal["paper-random", "paper-speaker", "paper-smil", "standard-random", "standard-speaker", "standard-smil"], ...] = ("paper-random", "standard-speaker"),
+    protocols: tuple[
+        Literal["paper-random", "paper-speaker", "paper-smil", "standard-random", "standard-speaker", "standard-smil"],
+        ...,
+    ] = ("paper-random", "standard-speaker"),
     recipe: type(DIGITS) = DIGITS,
     source: Literal["auto", "fsdd", "espeak"] = "auto",
     path: str | None = None,
@@ -403,10 +534,15 @@ def table2_command(
         source: Real recordings, synthesised ones, or whichever can be had.
         path: A folder of recordings.
     """
-    for m in methods: AudioVision.find(m)
+    for m in methods:
+        AudioVision.find(m)
     for r in rates:
-        if not 0 <= r <= 1: raise MetakdError(f"rate {r} is not between 0 and 1: it is the part of the training samples that have both modalities")
-    if seeds < 1 or jobs < 1: raise MetakdError("seeds and jobs are at least 1")
+        if not 0 <= r <= 1:
+            raise MetakdError(
+                f"rate {r} is not between 0 and 1: it is the part of the training samples that have both modalities"
+            )
+    if seeds < 1 or jobs < 1:
+        raise MetakdError("seeds and jobs are at least 1")
     chosen = table2_jobs(methods, rates, seeds, [tuple(p.split("-")) for p in protocols])
     print_table2(table2(out, recipe, chosen, jobs, backend, source, path))
 
@@ -429,8 +565,10 @@ def demo(
         recipe: Every hyper-parameter that the methods share, and MetaKD's own; its seed is not used.
         source: Real recordings, synthesised ones, or whichever can be had.
     """
-    if seeds < 1 or jobs < 1: raise MetakdError("seeds and jobs are at least 1")
+    if seeds < 1 or jobs < 1:
+        raise MetakdError("seeds and jobs are at least 1")
     import matplotlib
+
     matplotlib.use("Agg")
     runs = table2(out, recipe, table2_jobs(tuple(CLASSIFIERS), (rate,), seeds, PROTOCOLS[:1]), jobs, source=source)
     print_table2(runs)
@@ -438,7 +576,12 @@ def demo(
     for tested, group in curves.groupby("tested"):
         picture = out / f"importance_{tested}.png"
         plot_importance(group, f"{tested} tested, rate {rate:.0%}").savefig(picture, dpi=150)
-    write_table(out / "table.csv", pd.concat([table2_view(g, t).assign(tested=t) for t, g in runs.groupby("tested")]).rename_axis("method").reset_index())
+    write_table(
+        out / "table.csv",
+        pd.concat([table2_view(g, t).assign(tested=t) for t, g in runs.groupby("tested")])
+        .rename_axis("method")
+        .reset_index(),
+    )
     print(f"\nWritten: {', '.join(str(p) for p in sorted(out.iterdir()) if not p.name.startswith('.'))}")
 
 # %% ../nbs/50_cli.ipynb #36f57afd
@@ -456,13 +599,29 @@ def bench(
         source: Real recordings, synthesised ones, or whichever can be had.
         path: A folder of recordings.
     """
-    if repeats < 1: raise MetakdError("repeats is at least 1")
+    if repeats < 1:
+        raise MetakdError("repeats is at least 1")
     recipe = AudioVisionRecipe()
-    result = {**bench_training(recipe, repeats), **bench_meta(recipe, 10 * repeats), **bench_evaluation(recipe, 5 * repeats), **bench_methods(recipe, repeats), **bench_features(max(1, repeats // 2), source, path),
-              **bench_segmentation(max(1, repeats // 2)), **bench_segmenters(max(1, repeats // 2)), **bench_data(), **bench_predict(), **bench_people(),
-              "threads": torch.get_num_threads(), "torch": torch.__version__, "recordings": choose_recordings(path, source)[2]}
-    if json: print(__import__("json").dumps(result)); return
-    for name, value in result.items(): print(f"{name:32} {value:.3g}" if isinstance(value, float) else f"{name:32} {value}")
+    result = {
+        **bench_training(recipe, repeats),
+        **bench_meta(recipe, 10 * repeats),
+        **bench_evaluation(recipe, 5 * repeats),
+        **bench_methods(recipe, repeats),
+        **bench_features(max(1, repeats // 2), source, path),
+        **bench_segmentation(max(1, repeats // 2)),
+        **bench_segmenters(max(1, repeats // 2)),
+        **bench_data(),
+        **bench_predict(),
+        **bench_people(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "recordings": choose_recordings(path, source)[2],
+    }
+    if json:
+        print(__import__("json").dumps(result))
+        return
+    for name, value in result.items():
+        print(f"{name:32} {value:.3g}" if isinstance(value, float) else f"{name:32} {value}")
 
 # %% ../nbs/50_cli.ipynb #818daa49
 def cache(
@@ -479,8 +638,12 @@ def cache(
     print(f"{where} ($METAKD_CACHE chooses another place)")
     for kind, paths in kinds.items():
         files = [p for p in paths if p.is_file() and ours.fullmatch(p.name)]
-        print(f"{kind}: {len(files)} files, {sum(p.stat().st_size for p in files) / 1e6:.1f} MB" + (", deleted" if clear else ""))
-        for p in files if clear else (): p.unlink(missing_ok=True)
+        print(
+            f"{kind}: {len(files)} files, {sum(p.stat().st_size for p in files) / 1e6:.1f} MB"
+            + (", deleted" if clear else "")
+        )
+        for p in files if clear else ():
+            p.unlink(missing_ok=True)
 
 # %% ../nbs/50_cli.ipynb #02341cdf
 def train_help() -> None:
@@ -488,33 +651,51 @@ def train_help() -> None:
 
 
 COMMANDS = {
-    "data": data, "glioma": glioma, "clinic": clinic, "train": train_help, "evaluate": evaluate_run, "predict": predict_command,
-    "table1": table1_command, "table2": table2_command, "study": study_command, "adni": adni_command, "demo": demo, "bench": bench, "cache": cache,
+    "data": data,
+    "glioma": glioma,
+    "clinic": clinic,
+    "train": train_help,
+    "evaluate": evaluate_run,
+    "predict": predict_command,
+    "table1": table1_command,
+    "table2": table2_command,
+    "study": study_command,
+    "adni": adni_command,
+    "demo": demo,
+    "bench": bench,
+    "cache": cache,
 }
 
 
 def say(otherwise: Callable, message: Warning, category: type[Warning], *where, **more) -> None:
     "Our own warnings as one line, without the place in the code."
-    if issubclass(category, MetakdWarning): print(f"metakd: {message}", file=sys.stderr)
-    else: otherwise(message, category, *where, **more)
+    if issubclass(category, MetakdWarning):
+        print(f"metakd: {message}", file=sys.stderr)
+    else:
+        otherwise(message, category, *where, **more)
 
 
 def in_ascii(error: UnicodeError) -> tuple[str, int]:
     "For a terminal that knows no more than ASCII: the few signs that tables use, spelt out."
     spelt = {"±": "+-", "●": "*", "○": ".", "…": "...", "×": "x", "é": "e"}
-    return "".join(spelt.get(c, "?") for c in error.object[error.start:error.end]), error.end
+    return "".join(spelt.get(c, "?") for c in error.object[error.start : error.end]), error.end
 
 
 def name_plugins(args: list[str]) -> list[str]:  # the other arguments
     "`--plugin MODULE` anywhere: its methods are known from now on, in workers too."
     rest, named, words = [], [], iter(args)
     for word in words:
-        if word == "--plugin": named.append(next(words, ""))
-        elif word.startswith("--plugin="): named.append(word.split("=", 1)[1])
-        else: rest.append(word)
+        if word == "--plugin":
+            named.append(next(words, ""))
+        elif word.startswith("--plugin="):
+            named.append(word.split("=", 1)[1])
+        else:
+            rest.append(word)
     for name in named:
-        if not re.fullmatch(r"[\w.]+", name): raise MetakdError(f"--plugin {name!r}: expected the name of a module that holds methods")
-        if str(Path.cwd()) not in sys.path: sys.path.insert(0, str(Path.cwd()))
+        if not re.fullmatch(r"[\w.]+", name):
+            raise MetakdError(f"--plugin {name!r}: expected the name of a module that holds methods")
+        if str(Path.cwd()) not in sys.path:
+            sys.path.insert(0, str(Path.cwd()))
         load_plugin(name)
         os.environ[PLUGINS] = ",".join(filter(None, [os.environ.get(PLUGINS), name]))
     return rest
@@ -527,18 +708,28 @@ def main(
     prog, args = "metakd", list(sys.argv[1:] if args is None else args)
     codecs.register_error("spelt", in_ascii)
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"): stream.reconfigure(errors="spelt")
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="spelt")
     with warnings.catch_warnings():
         warnings.showwarning = partial(say, warnings.showwarning)
         try:
             args, commands = name_plugins(args), COMMANDS
-            if args[:1] == ["train"]: prog, args, commands = "metakd train", args[1:], {name: train_command(name, named_method(args) if args[1:2] == [name] else "MetaKD") for name in TRAININGS}
+            if args[:1] == ["train"]:
+                prog, args, commands = (
+                    "metakd train",
+                    args[1:],
+                    {
+                        name: train_command(name, named_method(args) if args[1:2] == [name] else "MetaKD")
+                        for name in TRAININGS
+                    },
+                )
             tyro.extras.subcommand_cli_from_dict(commands, prog=prog, description=main.__doc__, args=args)
         except MetakdError as e:
             print(f"metakd: {e}", file=sys.stderr)
             sys.exit(2)
         except OSError as e:
-            if e.errno is None: raise
+            if e.errno is None:
+                raise
             print(f"metakd: {e.filename or 'a file'}: {e.strerror}", file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt as e:
@@ -547,4 +738,5 @@ def main(
 
 # %% ../nbs/50_cli.ipynb #0a2a956a
 #| eval: false
-if __name__ == "__main__" and "ipykernel" not in sys.modules: main()  # python -m metakd.cli, but not this notebook
+if __name__ == "__main__" and "ipykernel" not in sys.modules:
+    main()  # python -m metakd.cli, but not this notebook

@@ -17,6 +17,7 @@ from .modalities import MetakdError
 # %% ../nbs/30_distillation.ipynb #8e2e01ba
 class ImportanceWeights(nn.Module):
     "One weight a modality, normalised: equation (6)."
+
     floor = 0.01  # ReLU may give exactly 0, and equation (5) divides by w
 
     def __init__(
@@ -31,8 +32,10 @@ class ImportanceWeights(nn.Module):
         self.raw = nn.Parameter(torch.rand(modalities))
 
     def forward(self) -> Tensor:  # w, [M], all positive
-        if self.normalisation == "softmax": return self.raw.softmax(0)  # eq. (6)
-        if self.normalisation == "sigmoid": return self.raw.sigmoid()
+        if self.normalisation == "softmax":
+            return self.raw.softmax(0)  # eq. (6)
+        if self.normalisation == "sigmoid":
+            return self.raw.sigmoid()
         return self.raw.relu().clamp(min=self.floor)
 
 # %% ../nbs/30_distillation.ipynb #a3624026
@@ -44,7 +47,8 @@ def distillation_loss(
     teachers: Tensor | None = None,  # [B, M, C, ...] what to learn from; None: the same features, held fixed
 ) -> Tensor:  # []
     "Equation (5), summed over ordered pairs of modalities that are both present, mean over the batch."
-    if distance not in ("l1", "mse"): raise MetakdError(f"unknown distance '{distance}': choose l1 or mse")
+    if distance not in ("l1", "mse"):
+        raise MetakdError(f"unknown distance '{distance}': choose l1 or mse")
     total, teachers = features.new_zeros(()), features.detach() if teachers is None else teachers
     for i, j in permutations(range(features.shape[1]), 2):  # i teaches j
         difference = teachers[:, i] - features[:, j]

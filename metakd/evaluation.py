@@ -25,20 +25,27 @@ def gather(
     task: Task,
     data: Source | Iterable[Batch],  # a source, or its batches
     subsets: Tensor | None = None,  # [S, M] bool; None: every subset
-) -> dict[str, dict[str, Tensor]]:  # subset -> `sample`, the numbers of those that have all of it, and what the task keeps of each of them
+) -> dict[
+    str, dict[str, Tensor]
+]:  # subset -> `sample`, the numbers of those that have all of it, and what the task keeps of each of them
     "The method's answers from each subset of modalities. No dropout, no gradient."
     device, first = method.device, 0
-    if subsets is None: subsets = all_subsets(len(method.modalities))
+    if subsets is None:
+        subsets = all_subsets(len(method.modalities))
     if isinstance(data, Batch):
         for i, m in enumerate(method.modalities):
-            if m in data.x: check_modality(m, data.x[m], data.available[:, i], (method.shapes or {}).get(m))
+            if m in data.x:
+                check_modality(m, data.x[m], data.available[:, i], (method.shapes or {}).get(m))
     kept: list[list[dict[str, Tensor]]] = [[] for _ in subsets]
     with evaluating(method):
         for batch in data.whole() if hasattr(data, "whole") else data:
             number, first = torch.arange(first, first + batch.size), first + batch.size
-            has = (batch.available.cpu()[None] | ~subsets.cpu()[:, None]).all(2)  # [S, B]: the sample has the whole subset
+            has = (batch.available.cpu()[None] | ~subsets.cpu()[:, None]).all(
+                2
+            )  # [S, B]: the sample has the whole subset
             asked = has.any(1).nonzero().squeeze(1)
-            if not len(asked): continue
+            if not len(asked):
+                continue
             batch = batch.to(device)
             logits = task.answer(method, batch.x, batch.available, subsets[asked].to(device))
             for s, answer in zip(asked.tolist(), logits):
@@ -46,14 +53,22 @@ def gather(
                 check_answer(answer[rows], number[has[s]], subset_name(subsets[s], method.modalities))
                 scores = {k: v.cpu() for k, v in task.batch_scores(answer[rows], batch.take(rows)).items()}
                 kept[s].append({"sample": number[has[s]], **scores})
-    if not any(kept): raise MetakdError("no sample has any of the subsets asked for")
-    return {subset_name(s, method.modalities): {k: torch.cat([p[k] for p in parts]) for k in parts[0]} for s, parts in zip(subsets, kept) if parts}
+    if not any(kept):
+        raise MetakdError("no sample has any of the subsets asked for")
+    return {
+        subset_name(s, method.modalities): {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
+        for s, parts in zip(subsets, kept)
+        if parts
+    }
 
 
 def check_answer(answer: Tensor, numbers: Tensor, subset: str) -> None:
     "Raise a `MetakdError` where an answer is NaN: it would count as some class."
     wrong = answer.isnan().flatten(1).any(1)
-    if wrong.any(): raise MetakdError(f"the answer for sample {numbers[wrong.cpu()][0].item()} from {subset} is NaN; look for NaN or infinite values in its modalities, or in the weights")
+    if wrong.any():
+        raise MetakdError(
+            f"the answer for sample {numbers[wrong.cpu()][0].item()} from {subset} is NaN; look for NaN or infinite values in its modalities, or in the weights"
+        )
 
 
 def evaluate(
@@ -73,10 +88,19 @@ def evaluate(
     if each:
         for name, scores in found.items():
             number = scores.pop("sample")
-            table += [{"sample": int(i), **({} if names is None else {"name": names[i]}), "subset": name, **task.metrics({k: v[r:r + 1] for k, v in scores.items()})} for r, i in enumerate(number)]
+            table += [
+                {
+                    "sample": int(i),
+                    **({} if names is None else {"name": names[i]}),
+                    "subset": name,
+                    **task.metrics({k: v[r : r + 1] for k, v in scores.items()}),
+                }
+                for r, i in enumerate(number)
+            ]
         return pd.DataFrame(table)
     numbers = [scores.pop("sample") for scores in found.values()]
-    for (name, scores), number in zip(found.items(), numbers): table.append({"subset": name, "n": len(number), **task.metrics(scores)})
+    for (name, scores), number in zip(found.items(), numbers):
+        table.append({"subset": name, "n": len(number), **task.metrics(scores)})
     if len({len(number) for number in numbers}) > 1:
         for row, number, scores in zip(table, numbers, found.values()):
             shared = torch.stack([torch.isin(number, other) for other in numbers]).all(0)
@@ -98,7 +122,11 @@ def evaluate_present(
             for subset in batch.available.unique(dim=0):
                 part = batch.take((batch.available == subset).all(1)).to(device)
                 logits = task.answer(method, part.x, part.available, subset[None].to(device))[0]
-                check_answer(logits, (batch.available == subset).all(1).nonzero().squeeze(1), subset_name(subset, method.modalities))
+                check_answer(
+                    logits,
+                    (batch.available == subset).all(1).nonzero().squeeze(1),
+                    subset_name(subset, method.modalities),
+                )
                 kept.append({k: v.cpu() for k, v in task.batch_scores(logits, part).items()})
     return task.metrics({k: torch.cat([s[k] for s in kept]) for k in kept[0]})
 
@@ -110,8 +138,18 @@ def reliability(
 ) -> pd.DataFrame:  # a row for each bin that has samples: n, confidence and accuracy, means over them
     "Confidence against accuracy, in bins of equal width."
     confidence, answer = probability.max(1)
-    table = pd.DataFrame({"bin": (confidence * bins).long().clamp(max=bins - 1), "confidence": confidence.double(), "accuracy": (answer == y).double()})
-    return table.groupby("bin").agg(n=("accuracy", "size"), confidence=("confidence", "mean"), accuracy=("accuracy", "mean")).reset_index(drop=True)
+    table = pd.DataFrame(
+        {
+            "bin": (confidence * bins).long().clamp(max=bins - 1),
+            "confidence": confidence.double(),
+            "accuracy": (answer == y).double(),
+        }
+    )
+    return (
+        table.groupby("bin")
+        .agg(n=("accuracy", "size"), confidence=("confidence", "mean"), accuracy=("accuracy", "mean"))
+        .reset_index(drop=True)
+    )
 
 # %% ../nbs/32_evaluation.ipynb #e830b900
 def mean_interval(
@@ -121,8 +159,11 @@ def mean_interval(
 ) -> tuple[float, float]:  # mean, half the width of the interval (nan for a single value)
     "Student's t interval for the mean; with `shared`, Nadeau and Bengio's (2003)."
     v = np.asarray(values, dtype=float)
-    if len(v) < 2: return float(v.mean()), float("nan")
-    return float(v.mean()), float(scipy.stats.t.ppf((1 + level) / 2, len(v) - 1) * v.std(ddof=1) * np.sqrt(1 / len(v) + shared))
+    if len(v) < 2:
+        return float(v.mean()), float("nan")
+    return float(v.mean()), float(
+        scipy.stats.t.ppf((1 + level) / 2, len(v) - 1) * v.std(ddof=1) * np.sqrt(1 / len(v) + shared)
+    )
 
 
 def paired_p(
@@ -132,10 +173,13 @@ def paired_p(
 ) -> float:
     "One-tailed paired t-test: the probability of a mean difference a - b at least this large if there were none."
     a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
-    if a.shape != b.shape: raise MetakdError(f"a paired test needs pairs, but there are {len(a)} and {len(b)} values")
+    if a.shape != b.shape:
+        raise MetakdError(f"a paired test needs pairs, but there are {len(a)} and {len(b)} values")
     d = a - b
-    if len(d) < 2: return float("nan")
-    if np.ptp(d) == 0: return 0.0 if d[0] > 0 else 0.5 if d[0] == 0 else 1.0  # no spread: t is infinite, or undefined at 0
+    if len(d) < 2:
+        return float("nan")
+    if np.ptp(d) == 0:
+        return 0.0 if d[0] > 0 else 0.5 if d[0] == 0 else 1.0  # no spread: t is infinite, or undefined at 0
     return float(scipy.stats.t.sf(d.mean() / (d.std(ddof=1) * np.sqrt(1 / len(d) + shared)), len(d) - 1))
 
 # %% ../nbs/32_evaluation.ipynb #1e01440d

@@ -67,7 +67,11 @@ class ClassifierRecipe(Recipe):
     "Scale pictures by the mean and the spread of the training samples (chapter 20), whatever their unit. Published: ?"
 
     def ranges(self) -> dict[str, bool]:
-        return super().ranges() | {"feature_size": self.feature_size >= 1, "hidden": self.hidden >= 1, "dropout": 0 <= self.dropout < 1}
+        return super().ranges() | {
+            "feature_size": self.feature_size >= 1,
+            "hidden": self.hidden >= 1,
+            "dropout": 0 <= self.dropout < 1,
+        }
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,7 @@ class AudioVisionRecipe(ClassifierRecipe):
 @dataclass(frozen=True)
 class Entry:
     "One row of the table: how the method is built, and what it may see."
+
     build: Callable[[Mapping[str, Sequence[int]], Task, Recipe], Method]  # from (shapes, task, recipe)
     recipe: type[Recipe] = Recipe  # with the numbers that only this method has
     changes: Mapping[str, object] = field(default_factory=dict)  # of the experiment's recipe
@@ -104,7 +109,16 @@ class Entry:
 def build_model(shapes: Mapping[str, Sequence[int]], task: Task, recipe: ClassifierRecipe) -> MultimodalModel:
     "The encoders and the head that all rows share."
     impute = make_imputer(recipe.impute, len(shapes), recipe.feature_size)
-    return classifier(shapes, task.classes, recipe.feature_size, recipe.hidden, recipe.dropout, recipe.normalise, impute, scale=recipe.scale)
+    return classifier(
+        shapes,
+        task.classes,
+        recipe.feature_size,
+        recipe.hidden,
+        recipe.dropout,
+        recipe.normalise,
+        impute,
+        scale=recipe.scale,
+    )
 
 
 def build_supervised(shapes: Mapping[str, Sequence[int]], task: Task, recipe: ClassifierRecipe) -> Supervised:
@@ -115,6 +129,7 @@ def build_supervised(shapes: Mapping[str, Sequence[int]], task: Task, recipe: Cl
 @dataclass(frozen=True)
 class AudioVisionMetaKD(MetaKDRecipe):
     "MetaKD's own numbers."
+
     relative: bool = True
     "Divide equation (5) by the spread of the features (chapter 30). Published: no. Chosen on validation."
 
@@ -135,28 +150,37 @@ CLASSIFIERS: dict[str, Entry] = {
 # %% ../nbs/36_experiments.ipynb #d9c410c8
 class Experiment:
     "What is trained on what: a frozen dataclass whose fields say it all, `method` among them. A subclass writes `prepare`."
+
     method: str
     command: ClassVar[str]  # `metakd train <command>`
-    paths: ClassVar[Sequence[str]] = ()  # the fields that are places, which may change while the experiment stays the same
+    paths: ClassVar[
+        Sequence[str]
+    ] = ()  # the fields that are places, which may change while the experiment stays the same
     kind: ClassVar[str]  # the name of the dictionaries of entries: `known`, and one in any module of `metakd.baselines`
     known: ClassVar[dict[str, Entry]]
     rows: ClassVar[Sequence[str]]  # the order of the table; others come after
     shared: ClassVar[type[Recipe]]  # the recipe that all its methods share
 
-    def __post_init__(self): self.entry()
+    def __post_init__(self):
+        self.entry()
 
     @classmethod
     def methods(cls) -> dict[str, Entry]:
         "Every method there is."
         found = dict(cls.known)
-        for module in [*(f"{baselines.__name__}.{m.name}" for m in pkgutil.iter_modules(baselines.__path__)), *plugins()]: found |= getattr(load_plugin(module), cls.kind, {})
+        for module in [
+            *(f"{baselines.__name__}.{m.name}" for m in pkgutil.iter_modules(baselines.__path__)),
+            *plugins(),
+        ]:
+            found |= getattr(load_plugin(module), cls.kind, {})
         return {m: found[m] for m in sorted(found, key=lambda m: cls.rows.index(m) if m in cls.rows else len(cls.rows))}
 
     @classmethod
     def find(cls, method: str) -> Entry:
         "The entry of that name."
         known = cls.methods()
-        if method not in known: raise MetakdError(f"unknown method '{method}': choose {', '.join(known)}")
+        if method not in known:
+            raise MetakdError(f"unknown method '{method}': choose {', '.join(known)}")
         return known[method]
 
     @classmethod
@@ -167,9 +191,11 @@ class Experiment:
         taken = fields(kind if isinstance(recipe, entry.recipe) else cls.shared)
         return kind(**{f.name: getattr(recipe, f.name) for f in taken} | dict(entry.changes))
 
-    def entry(self) -> Entry: return self.find(self.method)
+    def entry(self) -> Entry:
+        return self.find(self.method)
 
-    def recipe_type(self) -> type[Recipe]: return joined(self.shared, self.entry().recipe)
+    def recipe_type(self) -> type[Recipe]:
+        return joined(self.shared, self.entry().recipe)
 
     def prepare(self, recipe: Recipe) -> "Prepared":
         "Data, task, and the method with fresh weights from the recipe's seed."
@@ -177,22 +203,31 @@ class Experiment:
 
     def prepare_test(self, recipe: Recipe, about: Mapping, split: Path | None = None) -> "Prepared":
         "The same for testing a run of which `about` is known: on its own test data, or on those that the file `split` names."
-        if split is not None: raise MetakdError(f"--split is for experiments whose data have names; {self.command} has none")
+        if split is not None:
+            raise MetakdError(f"--split is for experiments whose data have names; {self.command} has none")
         return self.prepare(recipe)
 
     def about(self, **more) -> dict:
         "What a later command must know: the settings, and where the data were as typed and in full."
         fields_of = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
         places = {k: fields_of.pop(k) for k in self.paths}
-        return {"experiment": self.command, "settings": fields_of, "paths": {k: {"typed": v, "absolute": v and str(Path(v).absolute())} for k, v in places.items()}, **more}
+        return {
+            "experiment": self.command,
+            "settings": fields_of,
+            "paths": {k: {"typed": v, "absolute": v and str(Path(v).absolute())} for k, v in places.items()},
+            **more,
+        }
 
     @classmethod
     def reopen(cls, about: Mapping, data: str | Path | None = None) -> "Experiment":
         "The experiment of a run, from what it wrote down; `data` where its data have moved. Nothing of a run's file is a place to write to."
         try:
-            places = {k: v["absolute"] for k, v in about["paths"].items() if k in cls.paths and k not in ("cache", "split")}
+            places = {
+                k: v["absolute"] for k, v in about["paths"].items() if k in cls.paths and k not in ("cache", "split")
+            }
             return cls(**about["settings"] | places | ({cls.paths[0]: str(data)} if data is not None else {}))
-        except (KeyError, TypeError, AttributeError) as e: raise MetakdError(f"what the run says of its experiment cannot be read ({type(e).__name__}: {e})") from None
+        except (KeyError, TypeError, AttributeError) as e:
+            raise MetakdError(f"what the run says of its experiment cannot be read ({type(e).__name__}: {e})") from None
 
 
 PLUGINS = "METAKD_PLUGINS"  # an environment variable, so that the workers of a sweep see it too: names of modules, separated by commas
@@ -206,13 +241,18 @@ def plugins() -> list[str]:
 
 def load_plugin(name: str):
     "A module with methods. Raises a `MetakdError` where it cannot be imported."
-    try: return importlib.import_module(name)
-    except ImportError as e: raise MetakdError(f"the plugin {name} cannot be imported ({e}); install it, or start metakd where it lies") from None
+    try:
+        return importlib.import_module(name)
+    except ImportError as e:
+        raise MetakdError(
+            f"the plugin {name} cannot be imported ({e}); install it, or start metakd where it lies"
+        ) from None
 
 # %% ../nbs/36_experiments.ipynb #86955dd0
 @dataclass(frozen=True)
 class Prepared:
     "An experiment with its data and its method, ready to train or to evaluate."
+
     method: Method
     task: Task
     recipe: Recipe
@@ -233,6 +273,7 @@ ROWS = ("LowerB", "LowerB-norm", "AutoEncoder", "GAN", "Full2miss", "SMIL", "Sha
 @dataclass(frozen=True)
 class AudioVision(Experiment):
     "One cell of Table 2 for one method. The seed is the recipe's."
+
     kind, known, rows, shared = "CLASSIFIERS", CLASSIFIERS, ROWS, AudioVisionRecipe
     command, paths = "audiovision", ("path",)
 
@@ -253,9 +294,13 @@ class AudioVision(Experiment):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 <= self.rate <= 1: raise MetakdError(f"rate {self.rate} is not between 0 and 1: it is the part of the training samples that have both modalities")
+        if not 0 <= self.rate <= 1:
+            raise MetakdError(
+                f"rate {self.rate} is not between 0 and 1: it is the part of the training samples that have both modalities"
+            )
         for f in fields(self):
-            if f.name != "path": check_type(f.name, getattr(self, f.name), f.type)
+            if f.name != "path":
+                check_type(f.name, getattr(self, f.name), f.type)
 
     def prepare(self, recipe: AudioVisionRecipe) -> Prepared:
         "Load the data, cut the setting, build the method."
@@ -265,7 +310,8 @@ class AudioVision(Experiment):
         if entry.tested_only:
             parts = tuple(select(p, MODALITIES, (self.tested,)) for p in parts)
             shapes, asked = {self.tested: SHAPES[self.tested]}, torch.tensor([True])
-        if entry.asks_all: asked = torch.ones_like(asked)
+        if entry.asks_all:
+            asked = torch.ones_like(asked)
         recipe, task = self.recipe_for(self.method, recipe), Classification(10)
         torch.manual_seed(recipe.seed)
         about = self.about(recordings=data.source, test={"samples": parts[2].size, "digest": source_digest(parts[2])})
@@ -282,17 +328,41 @@ def run(
 ) -> tuple[dict, pd.DataFrame]:  # the table's row, and the history by epoch
     "Train, then evaluate on test data once, at the end."
     p, began = experiment.prepare(recipe), time.perf_counter()
-    history = train(p.method, p.task, p.recipe, p.train, p.validation, p.asked, out, resume, progress, meta=p.meta, about=p.about, **train_options)
+    history = train(
+        p.method,
+        p.task,
+        p.recipe,
+        p.train,
+        p.validation,
+        p.asked,
+        out,
+        resume,
+        progress,
+        meta=p.meta,
+        about=p.about,
+        **train_options,
+    )
     table = evaluate(p.method, p.task, p.test)
     accuracy = dict(zip(table.subset, table.accuracy))
     entry = experiment.entry()
     row = {
-        "frontend": experiment.front_end, "split": experiment.split, "tested": experiment.tested,
-        "rate": experiment.rate if entry.rate is None else entry.rate, "method": experiment.method, "seed": recipe.seed,
+        "frontend": experiment.front_end,
+        "split": experiment.split,
+        "tested": experiment.tested,
+        "rate": experiment.rate if entry.rate is None else entry.rate,
+        "method": experiment.method,
+        "seed": recipe.seed,
         "accuracy": round(100 * accuracy[subset_name(p.asked, p.method.modalities)], 4),
-        **{f"accuracy_{name}": round(100 * accuracy[k], 4) if k in accuracy else float("nan") for name, k in (("image", "image"), ("audio", "audio"), ("both", "image+audio"))},
-        "validation": round(100 * (history.accuracy.max() if recipe.select == "best" else history.accuracy.iloc[-1]), 4), "train_loss": round(history.task.iloc[-1], 6),
-        "seconds": round(time.perf_counter() - began, 1), "source": p.source,
+        **{
+            f"accuracy_{name}": round(100 * accuracy[k], 4) if k in accuracy else float("nan")
+            for name, k in (("image", "image"), ("audio", "audio"), ("both", "image+audio"))
+        },
+        "validation": round(
+            100 * (history.accuracy.max() if recipe.select == "best" else history.accuracy.iloc[-1]), 4
+        ),
+        "train_loss": round(history.task.iloc[-1], 6),
+        "seconds": round(time.perf_counter() - began, 1),
+        "source": p.source,
     }
     return row, history
 
@@ -302,21 +372,32 @@ def read_runs(
 ) -> pd.DataFrame:  # empty where there is no file
     "The finished runs of a sweep; a last line without its line end is a run that was cut, and is left out. A run that stands there twice counts once."
     path = Path(path)
-    try: text = path.read_text(encoding="utf-8") if path.exists() else ""
-    except (OSError, ValueError) as e: raise MetakdError(f"{path}: not a table of runs ({e}); move it away") from None
-    whole = text[:text.rfind("\n") + 1]
-    try: runs = pd.read_csv(io.StringIO(whole)) if whole.strip() else pd.DataFrame()
-    except (ValueError, pd.errors.ParserError) as e: raise MetakdError(f"{path}: not a table of runs ({e}); move it away and start again") from None
+    try:
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+    except (OSError, ValueError) as e:
+        raise MetakdError(f"{path}: not a table of runs ({e}); move it away") from None
+    whole = text[: text.rfind("\n") + 1]
+    try:
+        runs = pd.read_csv(io.StringIO(whole)) if whole.strip() else pd.DataFrame()
+    except (ValueError, pd.errors.ParserError) as e:
+        raise MetakdError(f"{path}: not a table of runs ({e}); move it away and start again") from None
     again = runs.duplicated([c for c in runs if c != "seconds"])
-    if again.any(): warnings.warn(f"{path}: {again.sum()} rows stand there twice; each is counted once", MetakdWarning, stacklevel=2)
+    if again.any():
+        warnings.warn(
+            f"{path}: {again.sum()} rows stand there twice; each is counted once", MetakdWarning, stacklevel=2
+        )
     return runs[~again].reset_index(drop=True)
 
 
 def has_run(path: Path, job: dict, key: Sequence[str]) -> bool:
     "Is a row of the table at `path` this job's? `key`: the columns that say so."
     runs = read_runs(path)
-    if not len(runs.columns): return False
-    if (missing := [k for k in key if k not in runs]): raise MetakdError(f"{path}: is no table of these runs, it has no column '{missing[0]}'; move it away, or choose another folder")
+    if not len(runs.columns):
+        return False
+    if missing := [k for k in key if k not in runs]:
+        raise MetakdError(
+            f"{path}: is no table of these runs, it has no column '{missing[0]}'; move it away, or choose another folder"
+        )
     return bool((runs[list(key)] == [job[k] for k in key]).all(axis=1).any())
 
 
@@ -325,49 +406,71 @@ def append_rows(path: Path, rows: list[dict]) -> None:
     table = pd.DataFrame(rows)
     new = not path.exists() or path.stat().st_size == 0
     if not new and (there := list(read_runs(path).columns)) != list(table.columns):
-        raise MetakdError(f"{path}: has other columns than this run ({', '.join(there)}; expected {', '.join(table.columns)}); move it away, or choose another folder")
+        raise MetakdError(
+            f"{path}: has other columns than this run ({', '.join(there)}; expected {', '.join(table.columns)}); move it away, or choose another folder"
+        )
     try:
         with open(path, "a", encoding="utf-8") as f:
             f.write(table.to_csv(index=False, header=new))
             f.flush()
             os.fsync(f.fileno())
-    except OSError as e: raise MetakdError(f"{path}: could not be written ({e.strerror}); finished runs before this one are kept") from None
+    except OSError as e:
+        raise MetakdError(
+            f"{path}: could not be written ({e.strerror}); finished runs before this one are kept"
+        ) from None
 
 
 def check_backend(backend: str) -> None:
     "Raise a `MetakdError` where joblib does not know a backend."
     known = ("loky", "ray", "threading", "sequential", "multiprocessing", "dask", "spark")
-    if backend not in known: raise MetakdError(f"unknown backend '{backend}': choose {', '.join(known)}")
+    if backend not in known:
+        raise MetakdError(f"unknown backend '{backend}': choose {', '.join(known)}")
 
 
 def mend_table(path: Path) -> None:
     "Take the line away that a crash cut, from a table of this sweep."
-    try: text = path.read_bytes() if path.exists() else b"\n"
-    except OSError as e: raise MetakdError(f"{path}: could not be read ({e.strerror}); choose another folder") from None
-    if text and not text.endswith(b"\n"): atomic_write(path, text[:text.rfind(b"\n") + 1])
+    try:
+        text = path.read_bytes() if path.exists() else b"\n"
+    except OSError as e:
+        raise MetakdError(f"{path}: could not be read ({e.strerror}); choose another folder") from None
+    if text and not text.endswith(b"\n"):
+        atomic_write(path, text[: text.rfind(b"\n") + 1])
 
 
 def sweep(
     jobs: Sequence[dict],  # keyword arguments of `work`; the values that identify a run
-    work: Callable[..., list[tuple[str, list[dict]]]],  # returns [(file name, rows), ...]; the last is the run's own row
+    work: Callable[
+        ..., list[tuple[str, list[dict]]]
+    ],  # returns [(file name, rows), ...]; the last is the run's own row
     out: str | Path,  # folder
     done: Callable[[dict, Path], bool],  # is this job's row already in the folder?
     workers: int = 2,
     backend: str = "loky",
     tables: Sequence[str] = (),  # the file names that `work` returns; no other file in the folder is touched
-    experiment: type[Experiment] | None = None,  # whose methods the jobs name; one that only this process knows travels with its job
+    experiment: type[Experiment]
+    | None = None,  # whose methods the jobs name; one that only this process knows travels with its job
 ) -> None:
     "Run the jobs that are not done yet, in parallel, and write each result as it comes. One sweep of a kind at a time in a folder."
     out = Path(out)
     with claimed(out, f"{work.__name__.replace('_run', '')} sweep"):
-        for name in tables: mend_table(out / name)
+        for name in tables:
+            mend_table(out / name)
         todo = [j for j in jobs if not done(j, out)]
-        if len(todo) < len(jobs): print(f"{len(jobs) - len(todo)} of {len(jobs)} runs are already in {out}")
-        if not todo: return
-        try: run_jobs(todo, work, out, workers, backend, experiment)
-        except BrokenProcessPool as e: raise MetakdError(f"a worker was killed, perhaps for want of memory ({type(e).__name__}); finished runs are kept: run it again to continue, with fewer at a time") from None
+        if len(todo) < len(jobs):
+            print(f"{len(jobs) - len(todo)} of {len(jobs)} runs are already in {out}")
+        if not todo:
+            return
+        try:
+            run_jobs(todo, work, out, workers, backend, experiment)
+        except BrokenProcessPool as e:
+            raise MetakdError(
+                f"a worker was killed, perhaps for want of memory ({type(e).__name__}); finished runs are kept: run it again to continue, with fewer at a time"
+            ) from None
         finally:
-            if backend == "loky": get_reusable_executor().shutdown(wait=True)  # its workers would outlive a process that was itself started by one
+            if backend == "loky":
+                get_reusable_executor().shutdown(
+                    wait=True
+                )  # its workers would outlive a process that was itself started by one
 
 # %% ../nbs/36_experiments.ipynb #b915da1f
 def keep_recipe(
@@ -379,32 +482,53 @@ def keep_recipe(
 ) -> None:
     "Write down what decides the numbers of a sweep, but for the seed: what all methods share, `method.name` for a method's own, and the data. Another recipe or other data than those that are there are refused."
     shared = {f.name: getattr(recipe, f.name) for f in fields(experiment.shared)}
-    own = {f"{m}.{k}": v for m in sorted(chosen) for k, v in asdict(experiment.recipe_for(m, recipe)).items() if k not in shared or v != shared[k]}
-    now = json.loads(json.dumps({k: v for k, v in (shared | own).items() if k != "seed"} | {f"data.{k}": v for k, v in cause.items()}))
+    own = {
+        f"{m}.{k}": v
+        for m in sorted(chosen)
+        for k, v in asdict(experiment.recipe_for(m, recipe)).items()
+        if k not in shared or v != shared[k]
+    }
+    now = json.loads(
+        json.dumps(
+            {k: v for k, v in (shared | own).items() if k != "seed"} | {f"data.{k}": v for k, v in cause.items()}
+        )
+    )
     then = read_json(path, "the recipe of a sweep") if path.exists() else {}
     difference = recipe_difference(*({k: d[k] for k in then.keys() & now.keys()} for d in (then, now)))
     what = "other data" if all(part.startswith("data.") for part in difference.split(", ")) else "another recipe"
-    if difference: raise MetakdError(f"{path.parent} holds runs of {what} ({difference}; then against now); choose another folder")
-    if then and (unknown := [f"data.{k}" for k in cause if f"data.{k}" not in then]): warnings.warn(f"{path} does not say which data its runs had ({', '.join(unknown)}); taken for those of now", MetakdWarning, stacklevel=2)
+    if difference:
+        raise MetakdError(f"{path.parent} holds runs of {what} ({difference}; then against now); choose another folder")
+    if then and (unknown := [f"data.{k}" for k in cause if f"data.{k}" not in then]):
+        warnings.warn(
+            f"{path} does not say which data its runs had ({', '.join(unknown)}); taken for those of now",
+            MetakdWarning,
+            stacklevel=2,
+        )
     make_folder(path.parent)
     atomic_write(path, json_bytes(then | now))
 
 # %% ../nbs/36_experiments.ipynb #6e5f2ab0
 def exit_with(parent: int) -> None:
     "Wait for the parent process to end, then end this one at once; what a run has on disk is whole at any moment."
-    while os.getppid() == parent: time.sleep(1)
+    while os.getppid() == parent:
+        time.sleep(1)
     os._exit(1)
 
 
-def run_one(work: Callable, job: dict, parent: int, experiment: type[Experiment] | None = None, entry: Entry | None = None):
+def run_one(
+    work: Callable, job: dict, parent: int, experiment: type[Experiment] | None = None, entry: Entry | None = None
+):
     "A job in a worker that does not outlive the process which started it, and may not know the method that it is about."
-    if entry is not None: experiment.known.setdefault(job["method"], entry)
+    if entry is not None:
+        experiment.known.setdefault(job["method"], entry)
     if os.getppid() == parent and not any(t.name == exit_with.__name__ for t in threading.enumerate()):
         threading.Thread(target=exit_with, args=(parent,), name=exit_with.__name__, daemon=True).start()
     return work(**job)
 
 
-copyreg.pickle(type(dataclasses.MISSING), lambda _: "MISSING")  # a recipe that travels to a worker must find the one that is there
+copyreg.pickle(
+    type(dataclasses.MISSING), lambda _: "MISSING"
+)  # a recipe that travels to a worker must find the one that is there
 
 
 def own_entry(experiment: type[Experiment] | None, job: dict) -> Entry | None:
@@ -413,24 +537,46 @@ def own_entry(experiment: type[Experiment] | None, job: dict) -> Entry | None:
     return None if entry is None or entry.build.__module__.split(".")[0] == "metakd" else entry
 
 
-def run_jobs(todo: Sequence[dict], work: Callable, out: Path, workers: int, backend: str, experiment: type[Experiment] | None = None) -> None:
+def run_jobs(
+    todo: Sequence[dict],
+    work: Callable,
+    out: Path,
+    workers: int,
+    backend: str,
+    experiment: type[Experiment] | None = None,
+) -> None:
     "The parallel part of `sweep`."
     if backend == "ray":
         try:
             import ray
             from ray.util.joblib import register_ray
-        except ImportError: raise MetakdError("the backend 'ray' needs Ray: pip install metakd[ray]") from None
-        if not ray.is_initialized() and "RAY_ADDRESS" not in os.environ: ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False)
+        except ImportError:
+            raise MetakdError("the backend 'ray' needs Ray: pip install metakd[ray]") from None
+        if not ray.is_initialized() and "RAY_ADDRESS" not in os.environ:
+            ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False)
         register_ray()
     streams = backend in ("loky", "threading", "sequential")  # the others give a group of results at a time
-    groups = [todo] if streams else [todo[k:k + 4 * workers] for k in range(0, len(todo), 4 * workers)]
+    groups = [todo] if streams else [todo[k : k + 4 * workers] for k in range(0, len(todo), 4 * workers)]
     with joblib.parallel_config(backend, n_jobs=workers, **({"inner_max_num_threads": 1} if backend == "loky" else {})):
         parallel = joblib.Parallel(return_as="generator_unordered" if streams else "list")
-        results = (result for group in groups for result in parallel(joblib.delayed(run_one)(work, j, os.getpid(), experiment, own_entry(experiment, j)) for j in group))
+        results = (
+            result
+            for group in groups
+            for result in parallel(
+                joblib.delayed(run_one)(work, j, os.getpid(), experiment, own_entry(experiment, j)) for j in group
+            )
+        )
         with tqdm(results, total=len(todo), desc="runs", unit="run") as bar:
             for result in bar:
-                for name, rows in result: append_rows(out / name, rows)
-                bar.set_postfix_str(" ".join(str(rows[-1].get(k, "")) for name, rows in result[-1:] for k in ("tested", "rate", "method", "seed", "accuracy")))
+                for name, rows in result:
+                    append_rows(out / name, rows)
+                bar.set_postfix_str(
+                    " ".join(
+                        str(rows[-1].get(k, ""))
+                        for name, rows in result[-1:]
+                        for k in ("tested", "rate", "method", "seed", "accuracy")
+                    )
+                )
 
 # %% ../nbs/36_experiments.ipynb #65dfb107
 RATES = (0.05, 0.10, 0.15, 0.20)
@@ -439,11 +585,21 @@ CURVES = "table2_importance.csv"
 PROTOCOLS = (("paper", "random"), ("standard", "speaker"))  # front-end, split
 PAPER = {  # arXiv 2405.07155, Table 2: accuracy in % at the four rates
     "image": {
-        "LowerB": (92.35,) * 4, "AutoEncoder": (89.78, 89.33, 89.78, 88.89), "GAN": (89.11, 89.78, 88.67, 89.56), "Full2miss": (90.0, 91.11, 92.23, 92.67),
-        "SMIL": (92.89, 93.11, 93.33, 94.44), "ShaSpec": (93.33, 93.56, 93.78, 94.67), "MetaKD": (93.56, 94.22, 94.89, 95.11), "UpperB": (98.22,) * 4,
+        "LowerB": (92.35,) * 4,
+        "AutoEncoder": (89.78, 89.33, 89.78, 88.89),
+        "GAN": (89.11, 89.78, 88.67, 89.56),
+        "Full2miss": (90.0, 91.11, 92.23, 92.67),
+        "SMIL": (92.89, 93.11, 93.33, 94.44),
+        "ShaSpec": (93.33, 93.56, 93.78, 94.67),
+        "MetaKD": (93.56, 94.22, 94.89, 95.11),
+        "UpperB": (98.22,) * 4,
     },
     "audio": {
-        "LowerB": (80.44,) * 4, "SMIL": (83.33, 84.89, 85.56, 87.78), "ShaSpec": (84.0, 85.11, 86.67, 88.22), "MetaKD": (84.67, 85.56, 86.89, 88.44), "UpperB": (98.22,) * 4,
+        "LowerB": (80.44,) * 4,
+        "SMIL": (83.33, 84.89, 85.56, 87.78),
+        "ShaSpec": (84.0, 85.11, 86.67, 88.22),
+        "MetaKD": (84.67, 85.56, 86.89, 88.44),
+        "UpperB": (98.22,) * 4,
     },
 }
 
@@ -462,17 +618,43 @@ def table2_jobs(
             for t in tested:
                 for method in known if chosen is None else chosen:
                     own = known[method].rate
-                    for rate in ([own] if own is not None else rates):
-                        jobs.append({"frontend": front_end, "split": split, "tested": t, "rate": rate, "method": method, "seed": seed})
+                    for rate in [own] if own is not None else rates:
+                        jobs.append(
+                            {
+                                "frontend": front_end,
+                                "split": split,
+                                "tested": t,
+                                "rate": rate,
+                                "method": method,
+                                "seed": seed,
+                            }
+                        )
     return jobs
 
 
-def table2_run(frontend: str, split: str, tested: str, rate: float, method: str, seed: int, recipe: AudioVisionRecipe, source: str = "auto", path: str | None = None) -> list[tuple[str, list[dict]]]:
+def table2_run(
+    frontend: str,
+    split: str,
+    tested: str,
+    rate: float,
+    method: str,
+    seed: int,
+    recipe: AudioVisionRecipe,
+    source: str = "auto",
+    path: str | None = None,
+) -> list[tuple[str, list[dict]]]:
     "One job of the table: its importance curve, and its row."
     torch.set_num_threads(1)
     row, history = run(AudioVision(method, tested, rate, frontend, split, source, path), replace(recipe, seed=seed))
     key = {k: row[k] for k in ("frontend", "split", "tested", "rate", "method", "seed")}
-    curve = [{**key, "epoch": int(h.epoch), **{m: round(getattr(h, f"w_{m}"), 6) for m in MODALITIES}} for h in history.itertuples()] if "w_image" in history else []
+    curve = (
+        [
+            {**key, "epoch": int(h.epoch), **{m: round(getattr(h, f"w_{m}"), 6) for m in MODALITIES}}
+            for h in history.itertuples()
+        ]
+        if "w_image" in history
+        else []
+    )
     return [(CURVES, curve)] * bool(curve) + [(TABLES[tested], [row])]
 
 # %% ../nbs/36_experiments.ipynb #446c062c
@@ -494,9 +676,26 @@ def table2(
     check_backend(backend)
     out = Path(out)
     jobs = table2_jobs() if jobs is None else list(jobs)
-    loaded = {front_end: load_once(front_end, path, source) for front_end in sorted({j["frontend"] for j in jobs})}  # features are computed once, here, and workers find them cached
-    keep_recipe(out / "table2_recipe.json", AudioVision, recipe, {j["method"] for j in jobs}, {f: digest(data.x, data.y, data.source) for f, data in loaded.items()})
-    sweep([{**j, "recipe": recipe, "source": source, "path": path} for j in jobs], table2_run, out, table2_done, workers, backend, [*TABLES.values(), CURVES], AudioVision)
+    loaded = {
+        front_end: load_once(front_end, path, source) for front_end in sorted({j["frontend"] for j in jobs})
+    }  # features are computed once, here, and workers find them cached
+    keep_recipe(
+        out / "table2_recipe.json",
+        AudioVision,
+        recipe,
+        {j["method"] for j in jobs},
+        {f: digest(data.x, data.y, data.source) for f, data in loaded.items()},
+    )
+    sweep(
+        [{**j, "recipe": recipe, "source": source, "path": path} for j in jobs],
+        table2_run,
+        out,
+        table2_done,
+        workers,
+        backend,
+        [*TABLES.values(), CURVES],
+        AudioVision,
+    )
     return pd.concat([read_runs(out / f) for f in TABLES.values()], ignore_index=True)
 
 # %% ../nbs/36_experiments.ipynb #aaa1f0cc
@@ -514,7 +713,9 @@ def table2_view(
             values = runs[(runs.method == method) & (runs.rate == (rate if own is None else own))].accuracy
             mean, half = mean_interval(values)
             paper = dict(zip(RATES, papers.get(method, ()))).get(rate)
-            view.setdefault(f"rate {rate:.0%}", {})[method] = f"{mean:.2f}" + (f" ± {half:.2f}" if len(values) > 1 else "") + (f" ({paper:.2f})" if paper else "")
+            view.setdefault(f"rate {rate:.0%}", {})[method] = (
+                f"{mean:.2f}" + (f" ± {half:.2f}" if len(values) > 1 else "") + (f" ({paper:.2f})" if paper else "")
+            )
     return pd.DataFrame(view)
 
 # %% ../nbs/36_experiments.ipynb #eefd70db
@@ -526,10 +727,21 @@ def gains(
     "The difference of two methods, seed by seed: mean, half-width of its interval, one-tailed paired p."
     rows = []
     for rate, group in runs.groupby("rate"):
-        pairs = group.pivot(index="seed", columns="method", values="accuracy").reindex(columns=[method, against]).dropna()
-        if len(pairs) == 0: continue
+        pairs = (
+            group.pivot(index="seed", columns="method", values="accuracy").reindex(columns=[method, against]).dropna()
+        )
+        if len(pairs) == 0:
+            continue
         gain, half = mean_interval(pairs[method] - pairs[against])
-        rows.append({"rate": rate, "seeds": len(pairs), "gain": gain, "half": half, "p": paired_p(pairs[method], pairs[against])})
+        rows.append(
+            {
+                "rate": rate,
+                "seeds": len(pairs),
+                "gain": gain,
+                "half": half,
+                "p": paired_p(pairs[method], pairs[against]),
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -541,10 +753,22 @@ def lead(
     rows, known = [], AudioVision.methods()
     for rate, group in runs[[known[m].rate is None for m in runs.method]].groupby("rate"):
         means = group.groupby("method").accuracy.mean().sort_values(ascending=False, kind="stable")
-        if method not in means or len(means) < 2: continue
+        if method not in means or len(means) < 2:
+            continue
         other = means.drop(method).index[0]
         row = gains(group, method, other).iloc[0]
-        rows.append({"rate": rate, "rank": int((means > means[method]).sum()) + 1, method: means[method], "best other": other, "its mean": means[other], "gain": row.gain, "half": row.half, "p": row.p})
+        rows.append(
+            {
+                "rate": rate,
+                "rank": int((means > means[method]).sum()) + 1,
+                method: means[method],
+                "best other": other,
+                "its mean": means[other],
+                "gain": row.gain,
+                "half": row.half,
+                "p": row.p,
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -554,8 +778,20 @@ def paper_differences(
 ) -> pd.DataFrame:  # methods by rates, our mean minus the paper's figure
     "How far from the paper each cell is, in points."
     known, rates = AudioVision.methods(), sorted(r for r in runs.rate.unique() if 0 < r < 1)
-    at = lambda m, r: runs[(runs.method == m) & (runs.rate == (r if known[m].rate is None else known[m].rate))].accuracy.mean()
-    return pd.DataFrame({f"rate {r:.0%}": {m: at(m, r) - dict(zip(RATES, p)).get(r, float("nan")) for m, p in PAPER[tested].items() if m in set(runs.method)} for r in rates})
+
+    def at(m, r):
+        return runs[(runs.method == m) & (runs.rate == (r if known[m].rate is None else known[m].rate))].accuracy.mean()
+
+    return pd.DataFrame(
+        {
+            f"rate {r:.0%}": {
+                m: at(m, r) - dict(zip(RATES, p)).get(r, float("nan"))
+                for m, p in PAPER[tested].items()
+                if m in set(runs.method)
+            }
+            for r in rates
+        }
+    )
 
 # %% ../nbs/36_experiments.ipynb #daabe2c3
 MARKERS = dict(zip(ROWS, "__sDv^P*oX"))
@@ -566,29 +802,76 @@ def plot_rates(
     tested: str,
 ):
     "Accuracy against rate, a panel a protocol: means and 95 % intervals, the bounds as lines, the paper's figures hollow. Returns the matplotlib figure."
-    import matplotlib.pyplot as plt
-    protocols, known, other = list(runs.groupby(["frontend", "split"], sort=False)), AudioVision.methods(), "audio" if tested == "image" else "image"
-    fig, axes = plt.subplots(1, len(protocols), figsize=(1.5 + 4.6 * len(protocols), 4.2), layout="constrained", squeeze=False)
+
+    protocols, known, other = (
+        list(runs.groupby(["frontend", "split"], sort=False)),
+        AudioVision.methods(),
+        "audio" if tested == "image" else "image",
+    )
+    fig, axes = plt.subplots(
+        1, len(protocols), figsize=(1.5 + 4.6 * len(protocols), 4.2), layout="constrained", squeeze=False
+    )
     for ax, ((front_end, split), part) in zip(axes[0], protocols):
         there = [m for m in known if m in set(part.method)]
         moving, colour = [m for m in there if known[m].rate is None], colours(there)
         for k, m in enumerate(moving):
-            s, shift, style = summarise(part[part.method == m], ["rate"]).sort_values("rate"), 0.0035 * (k - (len(moving) - 1) / 2), {"color": colour[m], "marker": MARKERS.get(m, "h")}
-            ax.errorbar(s.rate + shift, s["mean"], s.half, ms=5, capsize=2, lw=2 if m == "MetaKD" else 1, label=m, zorder=3 if m == "MetaKD" else 2, **style)
-            if (front_end, split) == PROTOCOLS[0] and m in PAPER[tested]: ax.plot([r + shift for r in RATES], PAPER[tested][m], ls="", mfc="none", ms=7, zorder=4, **style)
+            s, shift, style = (
+                summarise(part[part.method == m], ["rate"]).sort_values("rate"),
+                0.0035 * (k - (len(moving) - 1) / 2),
+                {"color": colour[m], "marker": MARKERS.get(m, "h")},
+            )
+            ax.errorbar(
+                s.rate + shift,
+                s["mean"],
+                s.half,
+                ms=5,
+                capsize=2,
+                lw=2 if m == "MetaKD" else 1,
+                label=m,
+                zorder=3 if m == "MetaKD" else 2,
+                **style,
+            )
+            if (front_end, split) == PROTOCOLS[0] and m in PAPER[tested]:
+                ax.plot([r + shift for r in RATES], PAPER[tested][m], ls="", mfc="none", ms=7, zorder=4, **style)
         for m in there:
-            if known[m].rate is not None: ax.axhline(part[part.method == m].accuracy.mean(), color=colour[m], ls="--" if m != "LowerB-norm" else ":", lw=1.2, label=m + (" (both present)" if known[m].asks_all else ""))
-        ax.set(title=f"{front_end} front-end, {split} split", xlabel=f"part of the training samples that have {other}", ylabel=f"accuracy, {tested} alone (%)", xticks=RATES, xticklabels=[f"{r:.0%}" for r in RATES])
+            if known[m].rate is not None:
+                ax.axhline(
+                    part[part.method == m].accuracy.mean(),
+                    color=colour[m],
+                    ls="--" if m != "LowerB-norm" else ":",
+                    lw=1.2,
+                    label=m + (" (both present)" if known[m].asks_all else ""),
+                )
+        ax.set(
+            title=f"{front_end} front-end, {split} split",
+            xlabel=f"part of the training samples that have {other}",
+            ylabel=f"accuracy, {tested} alone (%)",
+            xticks=RATES,
+            xticklabels=[f"{r:.0%}" for r in RATES],
+        )
         ax.grid(axis="y", lw=0.3)
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper", frameon=False, title="hollow: the paper", fontsize=8, title_fontsize=8)
+    fig.legend(
+        *axes[0, 0].get_legend_handles_labels(),
+        loc="outside right upper",
+        frameon=False,
+        title="hollow: the paper",
+        fontsize=8,
+        title_fontsize=8,
+    )
     return fig
 
 # %% ../nbs/36_experiments.ipynb #13ea8605
 def plot_importance(curves: pd.DataFrame, title: str = ""):  # from table2_importance.csv, one setting
     "Importance weights over training: the mean over seeds and their range. Returns the matplotlib figure."
-    import matplotlib.pyplot as plt
+
     fig, ax = plt.subplots(figsize=(4.5, 2.8), layout="constrained")
-    plot_curves(ax, curves.melt(["seed", "epoch"], list(MODALITIES), "modality", "importance w"), "epoch", "importance w", "modality")
+    plot_curves(
+        ax,
+        curves.melt(["seed", "epoch"], list(MODALITIES), "modality", "importance w"),
+        "epoch",
+        "importance w",
+        "modality",
+    )
     ax.set(ylim=(0, 1), title=title)
     ax.legend(frameon=False)
     return fig

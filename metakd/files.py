@@ -27,10 +27,16 @@ def read_json(
     expected: str = "a JSON object",  # for the message
 ) -> dict:
     "The object in a JSON file. Raises a `MetakdError` that names the file where it is missing, torn or something else."
-    try: content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError: raise MetakdError(f"{path}: no such file; expected {expected}") from None
-    except (OSError, ValueError, RecursionError) as e: raise MetakdError(f"{path}: not readable as JSON ({type(e).__name__}: {e}); expected {expected}") from None
-    if not isinstance(content, dict): raise MetakdError(f"{path}: holds {'nothing' if content is None else f'a {type(content).__name__}'}, expected {expected}")
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MetakdError(f"{path}: no such file; expected {expected}") from None
+    except (OSError, ValueError, RecursionError) as e:
+        raise MetakdError(f"{path}: not readable as JSON ({type(e).__name__}: {e}); expected {expected}") from None
+    if not isinstance(content, dict):
+        raise MetakdError(
+            f"{path}: holds {'nothing' if content is None else f'a {type(content).__name__}'}, expected {expected}"
+        )
     return content
 
 
@@ -42,9 +48,14 @@ def json_bytes(content) -> bytes:
 def make_folder(path: str | Path) -> Path:
     "The folder, made where it is not there, and writable. Raises a `MetakdError` otherwise."
     path = Path(path)
-    try: path.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as e: raise MetakdError(f"{path}: could not be written: the folder could not be made ({getattr(e, 'strerror', None) or e}); choose another one") from None
-    if not os.access(path, os.W_OK): raise MetakdError(f"{path}: could not be written (no permission); choose another folder")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as e:
+        raise MetakdError(
+            f"{path}: could not be written: the folder could not be made ({getattr(e, 'strerror', None) or e}); choose another one"
+        ) from None
+    if not os.access(path, os.W_OK):
+        raise MetakdError(f"{path}: could not be written (no permission); choose another folder")
     return path
 
 
@@ -55,11 +66,18 @@ def claimed(
 ):
     "Inside the block nobody else does this work in the folder; a second claim is refused with a `MetakdError`."
     lock = filelock.FileLock(make_folder(folder) / f".{work.replace(' ', '-')}.lock")
-    try: lock.acquire(timeout=0)
-    except filelock.Timeout: raise MetakdError(f"{folder}: another {work} is writing there now; wait for it, or choose another folder") from None
-    except OSError as e: raise MetakdError(f"{folder}: could not be claimed ({e.strerror or e}); choose another folder") from None
-    try: yield
-    finally: lock.release()
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise MetakdError(
+            f"{folder}: another {work} is writing there now; wait for it, or choose another folder"
+        ) from None
+    except OSError as e:
+        raise MetakdError(f"{folder}: could not be claimed ({e.strerror or e}); choose another folder") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 # %% ../nbs/04_files.ipynb #4a6b69ae
 def same_places(paths: Iterable[str | Path]) -> dict:  # place -> the path that was given
@@ -83,9 +101,11 @@ def check_outputs(
     outputs, taken = list(outputs), same_places(inputs)
     for path in outputs:
         for place in same_places([path]):
-            if place in taken: raise MetakdError(f"{path} would overwrite the input {taken[place]}; choose another folder")
+            if place in taken:
+                raise MetakdError(f"{path} would overwrite the input {taken[place]}; choose another folder")
     for path in outputs if not overwrite else ():
-        if os.path.lexists(path): raise MetakdError(f"{path} is there already; overwrite it on purpose, skip it, or choose another folder")
+        if os.path.lexists(path):
+            raise MetakdError(f"{path} is there already; overwrite it on purpose, skip it, or choose another folder")
 
 
 def write_table(
@@ -95,9 +115,14 @@ def write_table(
     "A table as CSV. A file that is there is replaced if it is a table with the same first column, and refused otherwise."
     text, path = table.to_csv(index=False), Path(path)
     if path.exists():
-        try: first = path.read_text(encoding="utf-8").split("\n", 1)[0]
-        except (OSError, ValueError): first = ""
-        if first.split(",")[0] != text.split(",", 1)[0]: raise MetakdError(f"{path} holds something else ('{first[:40]}'), and is not overwritten; choose another name")
+        try:
+            first = path.read_text(encoding="utf-8").split("\n", 1)[0]
+        except (OSError, ValueError):
+            first = ""
+        if first.split(",")[0] != text.split(",", 1)[0]:
+            raise MetakdError(
+                f"{path} holds something else ('{first[:40]}'), and is not overwritten; choose another name"
+            )
     atomic_write(path, text.encode())
 
 # %% ../nbs/04_files.ipynb #d82c388c
@@ -106,24 +131,44 @@ def digest(*content) -> str:  # 16 hex digits
     state = hashlib.blake2b(digest_size=8)
 
     def add(value) -> None:
-        if isinstance(value, torch.Tensor): value = value.detach().cpu().contiguous().numpy() if value.dtype != torch.bfloat16 else value.float().cpu().numpy()
-        if hasattr(value, "tobytes") and hasattr(value, "dtype"): state.update(f"{value.dtype}{list(value.shape)}".encode() + value.tobytes())
+        if isinstance(value, torch.Tensor):
+            value = (
+                value.detach().cpu().contiguous().numpy()
+                if value.dtype != torch.bfloat16
+                else value.float().cpu().numpy()
+            )
+        if hasattr(value, "tobytes") and hasattr(value, "dtype"):
+            state.update(f"{value.dtype}{list(value.shape)}".encode() + value.tobytes())
         elif isinstance(value, Mapping):
-            for pair in value.items(): add(pair)
+            for pair in value.items():
+                add(pair)
         elif isinstance(value, (list, tuple)):
             state.update(f"[{len(value)}".encode())
-            for v in value: add(v)
-        else: state.update(repr(value).encode() + b"\0")
+            for v in value:
+                add(v)
+        else:
+            state.update(repr(value).encode() + b"\0")
 
-    for value in content: add(value)
+    for value in content:
+        add(value)
     return state.hexdigest()
 
 
 def source_digest(source) -> str:
     "Of a `Source`: its own `digest()` where it has one; of a `Batch`, all that is present in it."
-    if hasattr(source, "digest"): return source.digest()
-    if not isinstance(source, Batch): return "unknown"
-    present = {m: torch.where(source.available[:, k].view(-1, *[1] * (v.ndim - 1)), v, 0) for k, m in enumerate(source.x) for v in [source.x[m]]} if len(source.x) == source.available.shape[1] else dict(source.x)
+    if hasattr(source, "digest"):
+        return source.digest()
+    if not isinstance(source, Batch):
+        return "unknown"
+    present = (
+        {
+            m: torch.where(source.available[:, k].view(-1, *[1] * (v.ndim - 1)), v, 0)
+            for k, m in enumerate(source.x)
+            for v in [source.x[m]]
+        }
+        if len(source.x) == source.available.shape[1]
+        else dict(source.x)
+    )
     return digest(present, source.available, source.y)
 
 
@@ -139,11 +184,21 @@ def differences(
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             inner = differences(a, b, f"{name}.")
             many = len(inner) > 3 and not any(isinstance(v, (Mapping, list)) for v in [*a.values(), *b.values()])
-            found += [f"{name}: {len(inner)} entries differ, such as {next(k for k in [*a, *b] if a.get(k) != b.get(k))}"] if many else inner
+            found += (
+                [f"{name}: {len(inner)} entries differ, such as {next(k for k in [*a, *b] if a.get(k) != b.get(k))}"]
+                if many
+                else inner
+            )
         elif a != b and isinstance(a, list) and isinstance(b, list) and len(a) + len(b) > 8:
             gone, came = [v for v in a if v not in b], [v for v in b if v not in a]
-            found.append(f"{name}: {len(a)} then, {len(b)} now" + (f", without {gone[0]}" if gone else "") + (f", with {came[0]}" if came else "") + ("" if gone or came else ", in another order"))
-        elif a != b: found.append(f"{name}: {short(a)} then, {short(b)} now")
+            found.append(
+                f"{name}: {len(a)} then, {len(b)} now"
+                + (f", without {gone[0]}" if gone else "")
+                + (f", with {came[0]}" if came else "")
+                + ("" if gone or came else ", in another order")
+            )
+        elif a != b:
+            found.append(f"{name}: {short(a)} then, {short(b)} now")
     return found
 
 

@@ -48,8 +48,11 @@ class Imputer(nn.Module):
         return available[:, None] & ~torch.eye(available.shape[1], dtype=torch.bool, device=available.device)
 
     def forward(self, features: Tensor, available: Tensor) -> Tensor:  # [B, M, C, ...], missing entries replaced
-        if available.all(): return features
-        return torch.where(expand_to(available, features), features, self.guess(features, self.sources(available)).to(features.dtype))
+        if available.all():
+            return features
+        return torch.where(
+            expand_to(available, features), features, self.guess(features, self.sources(available)).to(features.dtype)
+        )
 
     def lesson(self, features: Tensor, available: Tensor) -> Tensor:  # []
         "Mean squared error of guessing what is there from the rest of its sample; no gradient reaches the features."
@@ -73,7 +76,9 @@ class LinearImputer(Imputer):
 
     def __init__(self, modalities: int, channels: int):
         super().__init__()
-        self.maps = nn.Parameter(torch.eye(channels).repeat(modalities, modalities, 1, 1))  # [target, source, C of target, C of source]
+        self.maps = nn.Parameter(
+            torch.eye(channels).repeat(modalities, modalities, 1, 1)
+        )  # [target, source, C of target, C of source]
         self.shifts = nn.Parameter(torch.zeros(modalities, modalities, channels))
 
     def guess(self, features: Tensor, sources: Tensor) -> Tensor:
@@ -86,19 +91,34 @@ class GeneratorImputer(Imputer):
 
     def __init__(self, modalities: int, channels: int, hidden: int = 128):
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(channels + 2 * modalities, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, channels))
-        nn.init.zeros_(self.layers[-1].weight); nn.init.zeros_(self.layers[-1].bias)
+        self.layers = nn.Sequential(
+            nn.Linear(channels + 2 * modalities, hidden),
+            nn.GELU(),
+            nn.Linear(hidden, hidden),
+            nn.GELU(),
+            nn.Linear(hidden, channels),
+        )
+        nn.init.zeros_(self.layers[-1].weight)
+        nn.init.zeros_(self.layers[-1].bias)
 
     def guess(self, features: Tensor, sources: Tensor) -> Tensor:
         mean = mean_of(features[:, None], sources)
         b, m, _, *place = mean.shape
-        asked = torch.cat([torch.eye(m, device=mean.device).expand(b, m, m), sources], 2).to(mean.dtype)  # which one, from which
+        asked = torch.cat([torch.eye(m, device=mean.device).expand(b, m, m), sources], 2).to(
+            mean.dtype
+        )  # which one, from which
         asked = asked.view(b, m, *[1] * len(place), 2 * m).expand(b, m, *place, 2 * m)
         return mean + self.layers(torch.cat([mean.movedim(2, -1), asked], -1)).movedim(-1, 2)
 
 # %% ../nbs/21_imputation.ipynb #21c00007
 def make_imputer(name: str, modalities: int, channels: int) -> Callable[[Tensor, Tensor], Tensor]:
     "mean, zero, linear or generator."
-    known = {"mean": lambda *_: impute_mean, "zero": lambda *_: impute_zero, "linear": LinearImputer, "generator": GeneratorImputer}
-    if name not in known: raise MetakdError(f"unknown imputation '{name}': choose {', '.join(known)}")
+    known = {
+        "mean": lambda *_: impute_mean,
+        "zero": lambda *_: impute_zero,
+        "linear": LinearImputer,
+        "generator": GeneratorImputer,
+    }
+    if name not in known:
+        raise MetakdError(f"unknown imputation '{name}': choose {', '.join(known)}")
     return known[name](modalities, channels)

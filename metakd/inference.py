@@ -20,7 +20,19 @@ from scipy import ndimage
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .data.brats import NIFTI, SEQUENCES, Case, Image, brain_box, from_regions, normalise, outline, read_case, scan, what_file
+from metakd.data.brats import (
+    NIFTI,
+    SEQUENCES,
+    Case,
+    Image,
+    brain_box,
+    from_regions,
+    normalise,
+    outline,
+    read_case,
+    scan,
+    what_file,
+)
 from .data.nifti import Grid, nifti_bytes, turn
 from .files import check_outputs, make_folder, write_table
 from .meta import evaluating
@@ -30,39 +42,64 @@ from .tasks import Method, Segmentation
 # %% ../nbs/34_inference.ipynb #e0868a02
 def patients_in(
     paths: Sequence[str | Path] = (),  # folders, or files named as BraTS names them
-    named: Mapping[str, str | Path | None] | None = None,  # sequence -> file, for one patient whose files are called something else
+    named: Mapping[str, str | Path | None]
+    | None = None,  # sequence -> file, for one patient whose files are called something else
     name: str | None = None,  # of the patient whose files are named; None: what the files are called, or their folder
 ) -> tuple[list[Case], list[str]]:  # cases, and what is wrong with the others
     "What there is to segment. A patient needs at least one sequence."
     named = {m: Path(p) for m, p in (named or {}).items() if p is not None}
-    if bool(paths) == bool(named): raise MetakdError(f"give either folders and files, or the sequences of one patient by name ({', '.join(SEQUENCES)})")
-    if named: return [named_patient(named, name)], []
-    if name is not None: raise MetakdError("a name is for one patient whose files are named; those in folders have names")
+    if bool(paths) == bool(named):
+        raise MetakdError(
+            f"give either folders and files, or the sequences of one patient by name ({', '.join(SEQUENCES)})"
+        )
+    if named:
+        return [named_patient(named, name)], []
+    if name is not None:
+        raise MetakdError("a name is for one patient whose files are named; those in folders have names")
     cases, problems, files = [], [], []
     for path in map(Path, paths):
-        if path.is_dir(): found = scan(path, labels=False)
-        elif path.exists(): files.append(path); continue
-        else: raise MetakdError(f"{path}: no such file or folder")
+        if path.is_dir():
+            found = scan(path, labels=False)
+        elif path.exists():
+            files.append(path)
+            continue
+        else:
+            raise MetakdError(f"{path}: no such file or folder")
         cases, problems = cases + found[0], problems + found[1]
-    if files: found = scan(files, labels=False); cases += found[0]; problems += found[1]
-    if not cases and not problems: raise MetakdError(f"{', '.join(map(str, paths))}: no sequence found; expected files such as NAME_flair.nii.gz or NAME-t2f.nii.gz")
+    if files:
+        found = scan(files, labels=False)
+        cases += found[0]
+        problems += found[1]
+    if not cases and not problems:
+        raise MetakdError(
+            f"{', '.join(map(str, paths))}: no sequence found; expected files such as NAME_flair.nii.gz or NAME-t2f.nii.gz"
+        )
     return cases, problems
 
 
 def named_patient(named: dict[str, Path], name: str | None) -> Case:
     "One patient from files that were named."
     for m, p in named.items():
-        if m not in SEQUENCES: raise MetakdError(f"unknown sequence '{m}': choose from {', '.join(SEQUENCES)}")
-        if not p.is_file(): raise MetakdError(f"{p}: no such file")
+        if m not in SEQUENCES:
+            raise MetakdError(f"unknown sequence '{m}': choose from {', '.join(SEQUENCES)}")
+        if not p.is_file():
+            raise MetakdError(f"{p}: no such file")
     first = next(iter(named.values()))
     told = what_file(first) if NIFTI.fullmatch(first.name) else None
-    if name is None: name = told.case if told else first.name.split(".nii")[0]
-    if not name or Path(name).name != name: raise MetakdError(f"'{name}' is no name for files; give one without / and such")
-    return Case(name, {m: Image(named[m]) for m in SEQUENCES if m in named}, convention="brats2023" if told and told.dashed else "brats")
+    if name is None:
+        name = told.case if told else first.name.split(".nii")[0]
+    if not name or Path(name).name != name:
+        raise MetakdError(f"'{name}' is no name for files; give one without / and such")
+    return Case(
+        name,
+        {m: Image(named[m]) for m in SEQUENCES if m in named},
+        convention="brats2023" if told and told.dashed else "brats",
+    )
 
 # %% ../nbs/34_inference.ipynb #c8c0d2f4
 class Scans(NamedTuple):
     "A patient, ready for the network."
+
     x: dict[str, Tensor]  # sequence -> float32 [1, 1, x, y, z], cut to the brain
     available: Tensor  # [1, M] bool
     box: tuple[slice, slice, slice]  # where that lies in the volume
@@ -76,9 +113,14 @@ def open_patient(
 ) -> Scans:
     "Read and check what is there; nothing else is opened."
     volumes, grid, own = read_case(case)
-    x = {m: torch.from_numpy(normalise(v, f"{case.name}: {case.images[m].path}", intensities)).half().float() for m, v in volumes.items()}
+    x = {
+        m: torch.from_numpy(normalise(v, f"{case.name}: {case.images[m].path}", intensities)).half().float()
+        for m, v in volumes.items()
+    }
     box = brain_box(torch.stack(list(x.values())))
-    return Scans({m: v[box][None, None] for m, v in x.items()}, torch.tensor([[m in volumes for m in SEQUENCES]]), box, grid, own)
+    return Scans(
+        {m: v[box][None, None] for m, v in x.items()}, torch.tensor([[m in volumes for m in SEQUENCES]]), box, grid, own
+    )
 
 
 def unlike_training(
@@ -88,12 +130,19 @@ def unlike_training(
 ) -> list[str]:  # a sentence for each thing that is unlike
     "What can be seen of a scan that is not as the training scans were."
     brain = float(torch.stack(list(scans.x.values())).ne(0).any(0).sum()) * scans.grid.voxel / 1000
-    try: (least, _, most), spacing = map(float, trained["brain_ml"]), [float(s) for s in trained["spacing"]]
-    except (KeyError, TypeError, ValueError) as e: raise MetakdError(f"what the run says of its training scans cannot be read ({type(e).__name__}: {e})") from None
+    try:
+        (least, _, most), spacing = map(float, trained["brain_ml"]), [float(s) for s in trained["spacing"]]
+    except (KeyError, TypeError, ValueError) as e:
+        raise MetakdError(f"what the run says of its training scans cannot be read ({type(e).__name__}: {e})") from None
     said = []
-    if not 0.5 * least <= brain <= 1.5 * most: said.append(f"{name}: {brain:,.0f} ml of the scan are not background, in training {least:,.0f} to {most:,.0f}; is it skull-stripped, without noise around the brain, and whole?")
+    if not 0.5 * least <= brain <= 1.5 * most:
+        said.append(
+            f"{name}: {brain:,.0f} ml of the scan are not background, in training {least:,.0f} to {most:,.0f}; is it skull-stripped, without noise around the brain, and whole?"
+        )
     if any(not 0.8 < a / b < 1.25 for a, b in zip(scans.grid.spacing, spacing)):
-        said.append(f"{name}: its voxels are {' x '.join(f'{s:.2g}' for s in scans.grid.spacing)} mm apart, in training {' x '.join(f'{s:.2g}' for s in spacing)}; resample it")
+        said.append(
+            f"{name}: its voxels are {' x '.join(f'{s:.2g}' for s in scans.grid.spacing)} mm apart, in training {' x '.join(f'{s:.2g}' for s in spacing)}; resample it"
+        )
     return said
 
 
@@ -114,7 +163,8 @@ def probabilities(
             x = {m: v.flip([d + 2 for d in flipped]) for m, v in scans.x.items()}
             logits = task.answer(method, x, scans.available, scans.available)[0, 0]
             mean = mean + logits.float().sigmoid().flip([d + 1 for d in flipped]).cpu() / len(axes)
-    if mean.isnan().any(): raise MetakdError("the network's answer is NaN; are its weights whole?")
+    if mean.isnan().any():
+        raise MetakdError("the network's answer is NaN; are its weights whole?")
     whole = torch.zeros(len(task.regions), *scans.grid.shape)
     whole[(slice(None), *scans.box)] = mean
     return whole
@@ -131,7 +181,8 @@ def postprocess(
         sizes = np.bincount(pieces.ravel())[1:] * voxel
         small = 1 + np.flatnonzero(sizes < min(2000, 0.1 * sizes.max()))
         regions[:, torch.from_numpy(np.isin(pieces, small))] = False
-    if 0 < regions[0].sum() * voxel < 500: regions[0] = False  # what was ET is still within TC: label 1
+    if 0 < regions[0].sum() * voxel < 500:
+        regions[0] = False  # what was ET is still within TC: label 1
     return regions
 
 # %% ../nbs/34_inference.ipynb #63eaae5d
@@ -143,6 +194,7 @@ def picture(
     "Every sequence that is there in the three planes with the most tumour, with outlines. Returns the matplotlib figure."
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+
     cut = label[scans.box]
     middle = [int((cut > 0).sum(tuple({0, 1, 2} - {a})).argmax()) if cut.any() else cut.shape[a] // 2 for a in range(3)]
     size = scans.grid.spacing
@@ -153,7 +205,13 @@ def picture(
         column[0].set_title(m)
         for a, ax in enumerate(column[::-1]):
             across, up = (d for d in range(3) if d != a)
-            outline(ax, np.take(v[0, 0].numpy(), middle[a], a), np.take(cut, middle[a], a), origin="lower" if a < 2 else "upper", aspect=size[up] / size[across])
+            outline(
+                ax,
+                np.take(v[0, 0].numpy(), middle[a], a),
+                np.take(cut, middle[a], a),
+                origin="lower" if a < 2 else "upper",
+                aspect=size[up] / size[across],
+            )
     figure.suptitle(f"{title}\nvermilion ET, blue TC, green WT", fontsize=9, parse_math=False)
     return figure
 
@@ -164,6 +222,7 @@ VOLUMES = "volumes.csv"
 
 class Options(NamedTuple):
     "How patients are segmented and what is written of them."
+
     mirror: bool = False  # the mean over the eight mirror images
     post: bool = False  # the post-processing above
     save_probabilities: bool = False
@@ -192,22 +251,35 @@ def predict_case(
     outputs, o = options.outputs(case, out), options
     check_outputs(outputs.values(), case.files, o.overwrite)
     scans = open_patient(case, o.intensities)
-    for said in unlike_training(case.name, scans, o.trained) if o.trained else (): warnings.warn(said, MetakdWarning, stacklevel=2)
+    for said in unlike_training(case.name, scans, o.trained) if o.trained else ():
+        warnings.warn(said, MetakdWarning, stacklevel=2)
     p = probabilities(method, task, scans, o.mirror, o.precision)
     task = task if not o.post else post_processed(task)
     regions = task.decide(p[None] > 0.5, scans.grid.spacing)[0]
     convention = case.convention if o.labels == "auto" else o.labels
-    stored = lambda values: np.ascontiguousarray(turn(values, scans.grid, scans.own)[0])
+
+    def stored(values):
+        return np.ascontiguousarray(turn(values, scans.grid, scans.own)[0])
+
     atomic_write(outputs["label"], nifti_bytes(stored(from_regions(regions, convention).numpy()), scans.own))
-    if o.save_probabilities: atomic_write(outputs["probabilities"], nifti_bytes(stored(p.movedim(0, -1).numpy()), scans.own))
-    if o.png: draw(outputs["picture"], scans, from_regions(regions).numpy(), f"{case.name} from {'+'.join(scans.x)}")
+    if o.save_probabilities:
+        atomic_write(outputs["probabilities"], nifti_bytes(stored(p.movedim(0, -1).numpy()), scans.own))
+    if o.png:
+        draw(outputs["picture"], scans, from_regions(regions).numpy(), f"{case.name} from {'+'.join(scans.x)}")
     ml = regions.flatten(1).sum(1).double() * scans.grid.voxel / 1000
-    return {"name": case.name, "sequences": "+".join(scans.x), **{f"{r}_ml": round(v, 3) for r, v in zip(task.regions, ml.tolist())}, "labels": convention, "file": outputs["label"].name}
+    return {
+        "name": case.name,
+        "sequences": "+".join(scans.x),
+        **{f"{r}_ml": round(v, 3) for r, v in zip(task.regions, ml.tolist())},
+        "labels": convention,
+        "file": outputs["label"].name,
+    }
 
 
 def post_processed(task: Segmentation) -> Segmentation:
     "The same task with the authors' post-processing."
     import copy
+
     task = copy.copy(task)
     task.post = postprocess
     return task
@@ -216,9 +288,16 @@ def post_processed(task: Segmentation) -> Segmentation:
 def draw(path: Path, scans: Scans, label: np.ndarray, title: str) -> None:
     "The picture on disk; one that cannot be drawn is a warning."
     buffer = io.BytesIO()
-    try: picture(scans, label, title).savefig(buffer, format="png", dpi=110)
-    except Exception as e: warnings.warn(f"{path.name}: the picture could not be drawn ({type(e).__name__}: {e}); the label map is written", MetakdWarning, stacklevel=2)
-    else: atomic_write(path, buffer.getvalue())
+    try:
+        picture(scans, label, title).savefig(buffer, format="png", dpi=110)
+    except Exception as e:
+        warnings.warn(
+            f"{path.name}: the picture could not be drawn ({type(e).__name__}: {e}); the label map is written",
+            MetakdWarning,
+            stacklevel=2,
+        )
+    else:
+        atomic_write(path, buffer.getvalue())
 
 
 def predict(
@@ -230,23 +309,42 @@ def predict(
 ) -> tuple[list[dict], list[str]]:  # rows of the patients that are segmented, and what was wrong with the others
     "Segment many patients; one that cannot be is reported, and the others are done. VOLUMES in `out` gets a row for each."
     out, o, rows, problems = make_folder(out), Options(**options), [], []
-    if o.overwrite and o.skip_existing: raise MetakdError("overwrite and skip existing are two answers to one question; choose one")
-    if (twice := {c.name for c in cases if sum(c.name == d.name for d in cases) > 1}): raise MetakdError(f"two patients of one name, {sorted(twice)[0]}; their results would overwrite each other")
-    if o.skip_existing: cases = [c for c in cases if not (out / f"{c.name}{OUTPUTS['label']}").exists()]
-    check_outputs([p for c in cases for p in o.outputs(c, out).values()], [f for c in cases for f in c.files], o.overwrite)
+    if o.overwrite and o.skip_existing:
+        raise MetakdError("overwrite and skip existing are two answers to one question; choose one")
+    if twice := {c.name for c in cases if sum(c.name == d.name for d in cases) > 1}:
+        raise MetakdError(f"two patients of one name, {sorted(twice)[0]}; their results would overwrite each other")
+    if o.skip_existing:
+        cases = [c for c in cases if not (out / f"{c.name}{OUTPUTS['label']}").exists()]
+    check_outputs(
+        [p for c in cases for p in o.outputs(c, out).values()], [f for c in cases for f in c.files], o.overwrite
+    )
     with tqdm(cases, desc="patients", unit="patient") as bar:
         for case in bar:
             bar.set_postfix_str(case.name[:30])
-            try: rows.append(predict_case(method, task, case, out, o))
-            except MetakdError as e: problems.append(str(e) if case.name in str(e) else f"{case.name}: {e}")
-            except Exception as e: problems.append(f"{case.name}: could not be segmented ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else 'no message'})")
-            else: add_volumes(out / VOLUMES, rows[-1])
+            try:
+                rows.append(predict_case(method, task, case, out, o))
+            except MetakdError as e:
+                problems.append(str(e) if case.name in str(e) else f"{case.name}: {e}")
+            except Exception as e:
+                problems.append(
+                    f"{case.name}: could not be segmented ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else 'no message'})"
+                )
+            else:
+                add_volumes(out / VOLUMES, rows[-1])
     return rows, problems
 
 
 def add_volumes(path: Path, row: dict) -> None:
     "One patient's row into the table of volumes, in the place of an older one."
-    try: table = pd.read_csv(path, dtype={"name": str}) if path.exists() else pd.DataFrame(columns=["name"])
-    except ValueError: table = pd.DataFrame()
-    if "name" not in table: raise MetakdError(f"{path} holds something else and is not overwritten; choose another folder")
-    write_table(path, pd.concat([table[table.name != row["name"]], pd.DataFrame([row])], ignore_index=True) if len(table) else pd.DataFrame([row]))
+    try:
+        table = pd.read_csv(path, dtype={"name": str}) if path.exists() else pd.DataFrame(columns=["name"])
+    except ValueError:
+        table = pd.DataFrame()
+    if "name" not in table:
+        raise MetakdError(f"{path} holds something else and is not overwritten; choose another folder")
+    write_table(
+        path,
+        pd.concat([table[table.name != row["name"]], pd.DataFrame([row])], ignore_index=True)
+        if len(table)
+        else pd.DataFrame([row]),
+    )

@@ -26,10 +26,13 @@ from .tasks import Recipe, Task
 def evaluating(module: nn.Module):
     "No dropout inside the block; the mode of `module` is restored after it."
     was = module.training
-    if was: module.eval()
-    try: yield
+    if was:
+        module.eval()
+    try:
+        yield
     finally:
-        if was: module.train()
+        if was:
+            module.train()
 
 
 def scale_features(
@@ -70,9 +73,10 @@ def meta_gradient(
 ) -> tuple[Tensor, Tensor]:  # meta loss [], its gradient on the raw weights [M]
     "The gradient of the upper level of equation (4). The encoders run without a graph; no parameter of the model is touched."
     with evaluating(model):
-        with torch.no_grad(): features = model.encode(batch.x, batch.available)
+        with torch.no_grad():
+            features = model.encode(batch.x, batch.available)
         loss = upper_loss(model, features, importance(), task, batch)
-        gradient, = torch.autograd.grad(loss, importance.raw)
+        (gradient,) = torch.autograd.grad(loss, importance.raw)
     return loss.detach(), gradient
 
 # %% ../nbs/31_meta.ipynb #5b7f13e2
@@ -111,13 +115,21 @@ class MetaKDRecipe(Recipe):
 
     def ranges(self) -> dict[str, bool]:
         return super().ranges() | {
-            "alpha": self.alpha >= 0, "distill_from": 0 <= self.distill_from <= 1, "meta_every": self.meta_every >= 1, "meta_lr": self.meta_lr > 0, "meta_weight_decay": self.meta_weight_decay >= 0,
+            "alpha": self.alpha >= 0,
+            "distill_from": 0 <= self.distill_from <= 1,
+            "meta_every": self.meta_every >= 1,
+            "meta_lr": self.meta_lr > 0,
+            "meta_weight_decay": self.meta_weight_decay >= 0,
             "weights": all(w > 0 for w in self.weights),
-            "hypergradient": self.hypergradient in ("first_order", "unrolled", "implicit"), "inner_steps": self.inner_steps >= 1, "inner_lr": self.inner_lr > 0,
+            "hypergradient": self.hypergradient in ("first_order", "unrolled", "implicit"),
+            "inner_steps": self.inner_steps >= 1,
+            "inner_lr": self.inner_lr > 0,
         }
 
 # %% ../nbs/31_meta.ipynb #3ef08335
-HYPERGRADIENTS: dict[str, Callable[["MetaKD", Batch], tuple[Tensor, Tensor]]] = {  # from held-out samples: meta loss [], its gradient on the raw weights [M]
+HYPERGRADIENTS: dict[
+    str, Callable[["MetaKD", Batch], tuple[Tensor, Tensor]]
+] = {  # from held-out samples: meta loss [], its gradient on the raw weights [M]
     "first_order": lambda method, batch: meta_gradient(method.model, method.importance, method.task, batch),
 }
 
@@ -129,10 +141,16 @@ class MetaKD(Supervised):
         super().__init__(model, task, recipe)
         self.meta_every = recipe.meta_every
         self.importance = ImportanceWeights(len(self.modalities), recipe.normalisation)
-        self.optimizers["importance"] = torch.optim.Adam(self.importance.parameters(), recipe.meta_lr, weight_decay=recipe.meta_weight_decay)
+        self.optimizers["importance"] = torch.optim.Adam(
+            self.importance.parameters(), recipe.meta_lr, weight_decay=recipe.meta_weight_decay
+        )
         self.pair_share = 1.0
-        if recipe.weights and len(recipe.weights) != len(self.modalities): raise MetakdError(f"{len(recipe.weights)} fixed weights for {len(self.modalities)} modalities ({', '.join(self.modalities)})")
-        if recipe.alpha > 0 and len(self.modalities) > 1 and not recipe.weights: self.meta_step = self._meta_step
+        if recipe.weights and len(recipe.weights) != len(self.modalities):
+            raise MetakdError(
+                f"{len(recipe.weights)} fixed weights for {len(self.modalities)} modalities ({', '.join(self.modalities)})"
+            )
+        if recipe.alpha > 0 and len(self.modalities) > 1 and not recipe.weights:
+            self.meta_step = self._meta_step
 
     def setup(self, data: Source) -> None:
         "Count the pairs, so that equation (5) does not fade where they are few."
@@ -142,7 +160,11 @@ class MetaKD(Supervised):
     def training_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         "The lower level of equation (4), w fixed."
         self.batch = batch
-        w = torch.tensor(self.recipe.weights, device=batch.available.device) if self.recipe.weights else self.importance().detach()
+        w = (
+            torch.tensor(self.recipe.weights, device=batch.available.device)
+            if self.recipe.weights
+            else self.importance().detach()
+        )
         return self.lower_loss(batch, w)
 
     def lower_loss(self, batch: Batch, w: Tensor, teachers: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
@@ -155,9 +177,11 @@ class MetaKD(Supervised):
         m = len(self.modalities)
         if self.recipe.alpha > 0 and m > 1 and self.progress >= self.recipe.distill_from:
             pairs = self.pair_share * (m * (m - 1) if self.recipe.pairs == "mean" else 1)
-            if self.recipe.shuffled: w = w.roll(1)
+            if self.recipe.shuffled:
+                w = w.roll(1)
             distillation = distillation_loss(features[-1], batch.available, w, self.recipe.distance, teachers) / pairs
-            if self.recipe.relative: distillation = distillation / spread(features[-1], batch.available, self.recipe.distance)
+            if self.recipe.relative:
+                distillation = distillation / spread(features[-1], batch.available, self.recipe.distance)
             loss = loss + self.recipe.alpha * distillation
             logs["distillation"] = distillation.detach()
         return loss, logs
@@ -165,7 +189,9 @@ class MetaKD(Supervised):
     def _meta_step(self, batch: Batch) -> dict[str, Tensor]:
         "One step of the upper level of equation (4): the raw weights move, the network does not."
         loss, gradient = HYPERGRADIENTS[self.recipe.hypergradient](self, batch)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():  # the held-out samples are the same in every process, the batch at hand is not
+        if (
+            torch.distributed.is_available() and torch.distributed.is_initialized()
+        ):  # the held-out samples are the same in every process, the batch at hand is not
             torch.distributed.all_reduce(gradient)
             gradient = gradient / torch.distributed.get_world_size()
         self.importance.raw.grad = gradient
@@ -202,7 +228,8 @@ class Within(nn.Module):
         super().__init__()
         self.module, self.run = module, run
 
-    def forward(self, *args): return self.run(*args)
+    def forward(self, *args):
+        return self.run(*args)
 
 
 def call(module: nn.Module, parameters: Mapping[str, Tensor], run: Callable, *args):
@@ -225,7 +252,9 @@ def lower_gradient(
 def upper_with(method: "MetaKD", parameters: Mapping[str, Tensor], w: Tensor, batch: Batch) -> Tensor:
     "`upper_loss` for other parameters, with a graph to them."
     model = method.model
-    return call(model, parameters, lambda: upper_loss(model, model.encode(batch.x, batch.available), w, method.task, batch))
+    return call(
+        model, parameters, lambda: upper_loss(model, model.encode(batch.x, batch.available), w, method.task, batch)
+    )
 
 # %% ../nbs/31_meta.ipynb #31c0000a
 def unrolled_gradient(method: "MetaKD", batch: Batch) -> tuple[Tensor, Tensor]:
@@ -237,7 +266,7 @@ def unrolled_gradient(method: "MetaKD", batch: Batch) -> tuple[Tensor, Tensor]:
             g = lower_gradient(method, parameters, w)
             parameters = {k: v - recipe.inner_lr * g[k] for k, v in parameters.items()}
         loss = upper_with(method, parameters, w, batch)
-        gradient, = torch.autograd.grad(loss, method.importance.raw)
+        (gradient,) = torch.autograd.grad(loss, method.importance.raw)
     return loss.detach(), gradient
 
 
@@ -253,8 +282,8 @@ def implicit_gradient(method: "MetaKD", batch: Batch) -> tuple[Tensor, Tensor]:
             turned = torch.autograd.grad(g, list(parameters.values()), term, retain_graph=True, materialize_grads=True)
             term = [t - recipe.inner_lr * j for t, j in zip(term, turned)]
             total = [s + t for s, t in zip(total, term)]
-        through, = torch.autograd.grad(g, w, total, materialize_grads=True)
-    gradient, = torch.autograd.grad(method.importance(), method.importance.raw, direct - recipe.inner_lr * through)
+        (through,) = torch.autograd.grad(g, w, total, materialize_grads=True)
+    (gradient,) = torch.autograd.grad(method.importance(), method.importance.raw, direct - recipe.inner_lr * through)
     return loss.detach(), gradient
 
 

@@ -33,7 +33,9 @@ def atomic_write(
 ) -> None:
     "Write a file whole or not at all: a temporary name, then a rename. What stood there before survives any failure."
     path = Path(path)
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")  # no other thread or process has it, and it is as short as a long name allows
+    temporary = path.with_name(
+        f".{uuid.uuid4().hex}.tmp"
+    )  # no other thread or process has it, and it is as short as a long name allows
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as f:
@@ -42,8 +44,11 @@ def atomic_write(
             os.fsync(f.fileno())
         os.replace(temporary, path)
     except (OSError, ValueError) as e:  # ValueError: a null character in the name
-        with suppress(OSError): temporary.unlink(missing_ok=True)
-        raise MetakdError(f"{path}: could not be written ({getattr(e, 'strerror', None) or e}); what was there before is untouched") from None
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise MetakdError(
+            f"{path}: could not be written ({getattr(e, 'strerror', None) or e}); what was there before is untouched"
+        ) from None
 
 # %% ../nbs/00_modalities.ipynb #e0077338
 class Batch(NamedTuple):
@@ -51,10 +56,13 @@ class Batch(NamedTuple):
 
     Rows of `x[m]` where modality m is missing may hold anything: nobody reads them.
     """
+
     x: dict[str, Tensor]  # modality -> [B, ...]
     available: Tensor  # [B, M] bool, columns in the order of the modalities
     y: Tensor  # [B, ...] what is to be predicted
-    extra: Mapping[str, Tensor] = {}  # [B, ...] each, what else the scores need of a sample, such as the size of its voxels
+    extra: Mapping[
+        str, Tensor
+    ] = {}  # [B, ...] each, what else the scores need of a sample, such as the size of its voxels
 
     @property
     def size(self) -> int:  # B
@@ -80,7 +88,8 @@ class Batch(NamedTuple):
 
     def whole(self, batch_size: int = 512) -> Iterator["Batch"]:
         "Every sample once, in slices: see `Source`."
-        for low in range(0, self.size, batch_size): yield self.take(slice(low, low + batch_size))
+        for low in range(0, self.size, batch_size):
+            yield self.take(slice(low, low + batch_size))
 
     def check(self, modalities: Sequence[str], shapes: dict[str, Sequence[int]] | None = None) -> None:
         "See `check_batch`."
@@ -89,6 +98,7 @@ class Batch(NamedTuple):
 # %% ../nbs/00_modalities.ipynb #7848cbd1
 class Source(Protocol):
     "Samples to train on and to evaluate, wherever they lie."
+
     available: Tensor  # [N, M] bool
 
     @property
@@ -119,20 +129,31 @@ def check_batch(
     "Raise a `MetakdError` that names what does not fit; return the batch where all is well."
     known = ", ".join(modalities)
     for m in batch.x:
-        if m not in modalities: raise MetakdError(f"unknown modality '{m}': this model knows {known}")
+        if m not in modalities:
+            raise MetakdError(f"unknown modality '{m}': this model knows {known}")
     for name, v in (("available", batch.available), ("y", batch.y), *((f"'{m}'", v) for m, v in batch.x.items())):
-        if not isinstance(v, Tensor): raise MetakdError(f"{name} is a {type(v).__name__}, expected a torch.Tensor")
+        if not isinstance(v, Tensor):
+            raise MetakdError(f"{name} is a {type(v).__name__}, expected a torch.Tensor")
     a = batch.available
     if a.dtype != torch.bool or a.ndim != 2 or a.shape[1] != len(modalities):
-        raise MetakdError(f"available must be bool [B, {len(modalities)}] for {known}, but is {a.dtype} {list(a.shape)}")
-    if not batch.size: raise MetakdError("there is no sample at all; expected at least one")
+        raise MetakdError(
+            f"available must be bool [B, {len(modalities)}] for {known}, but is {a.dtype} {list(a.shape)}"
+        )
+    if not batch.size:
+        raise MetakdError("there is no sample at all; expected at least one")
     if batch.y.ndim == 0 or batch.y.shape[0] != batch.size:
-        raise MetakdError(f"y has shape {list(batch.y.shape)}, but available has {batch.size} samples; expected one entry for each")
+        raise MetakdError(
+            f"y has shape {list(batch.y.shape)}, but available has {batch.size} samples; expected one entry for each"
+        )
     if (empty := (~a.any(1)).nonzero()).numel():
-        raise MetakdError(f"sample {empty[0].item()} has no modality at all; leave it out, or give it at least one of {known}")
+        raise MetakdError(
+            f"sample {empty[0].item()} has no modality at all; leave it out, or give it at least one of {known}"
+        )
     for i, m in enumerate(modalities):
-        if m in batch.x: check_modality(m, batch.x[m], a[:, i], (shapes or {}).get(m))
-        elif a[:, i].any(): raise MetakdError(f"sample {a[:, i].nonzero()[0].item()} says it has '{m}', but the batch holds no '{m}'")
+        if m in batch.x:
+            check_modality(m, batch.x[m], a[:, i], (shapes or {}).get(m))
+        elif a[:, i].any():
+            raise MetakdError(f"sample {a[:, i].nonzero()[0].item()} says it has '{m}', but the batch holds no '{m}'")
     return batch
 
 
@@ -143,14 +164,22 @@ def check_modality(
     shape: Sequence[int] | None = None,  # of one sample, where it is known
 ) -> None:
     "One modality of `check_batch`: as many samples as there should be, floating point, of the right shape, finite where present."
-    if values.ndim == 0 or len(values) != len(present): raise MetakdError(f"'{name}' has shape {list(values.shape)}, available has {len(present)} samples")
-    if values.dtype not in (torch.float32, torch.float16, torch.bfloat16): raise MetakdError(f"'{name}' is {values.dtype}, expected torch.float32; convert it with .float()")
+    if values.ndim == 0 or len(values) != len(present):
+        raise MetakdError(f"'{name}' has shape {list(values.shape)}, available has {len(present)} samples")
+    if values.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise MetakdError(f"'{name}' is {values.dtype}, expected torch.float32; convert it with .float()")
     if shape is not None and tuple(values.shape[1:]) != tuple(shape):
         raise MetakdError(f"a sample of '{name}' has shape {list(values.shape[1:])}, expected {list(shape)}")
-    bad = values.isinf() if values.ndim == 2 else ~values.isfinite()  # in a table a NaN is a value that nobody knows (chapter 02)
-    if not bad.any(): return
+    bad = (
+        values.isinf() if values.ndim == 2 else ~values.isfinite()
+    )  # in a table a NaN is a value that nobody knows (chapter 02)
+    if not bad.any():
+        return
     where = (bad.flatten(1).any(1) & present).nonzero()
-    if where.numel(): raise MetakdError(f"sample {where[0].item()} has a NaN or infinite value in '{name}'; leave it out, or call the modality absent")
+    if where.numel():
+        raise MetakdError(
+            f"sample {where[0].item()} has a NaN or infinite value in '{name}'; leave it out, or call the modality absent"
+        )
 
 # %% ../nbs/00_modalities.ipynb #3ca9ced6
 def all_subsets(
@@ -176,7 +205,8 @@ def parse_subset(
     "The inverse of `subset_name`."
     names = name.split("+")
     for n in names:
-        if n not in modalities: raise MetakdError(f"unknown modality '{n}' in '{name}': choose from {', '.join(modalities)}")
+        if n not in modalities:
+            raise MetakdError(f"unknown modality '{n}' in '{name}': choose from {', '.join(modalities)}")
     return torch.tensor([m in names for m in modalities])
 
 # %% ../nbs/00_modalities.ipynb #f2e6880b
@@ -216,11 +246,16 @@ class CompleteSamples:
     ):
         whole = data.available.all(1)
         if not whole.any():
-            raise MetakdError(f"{method} needs complete samples to {why}, and no training sample has every modality: add some, or use a method that does without (MetaKD, ShaSpec, NoKD)")
+            raise MetakdError(
+                f"{method} needs complete samples to {why}, and no training sample has every modality: add some, or use a method that does without (MetaKD, ShaSpec, NoKD)"
+            )
         self.data, self.shown = data.take(whole), data.available[~whole].cpu()
-        if not len(self.shown): self.shown = all_subsets(data.available.shape[1])[:-1]  # nothing lacks anything: anything may
+        if not len(self.shown):
+            self.shown = all_subsets(data.available.shape[1])[:-1]  # nothing lacks anything: anything may
 
-    def draw(self, n: int, device=None) -> tuple[Batch, Tensor]:  # complete samples, and [n, M] bool, what to leave of them
+    def draw(
+        self, n: int, device=None
+    ) -> tuple[Batch, Tensor]:  # complete samples, and [n, M] bool, what to leave of them
         "n at random, the same one several times where need be. The trainer seeds each step, so a run that was resumed draws the same."
         batch = self.data.draw(torch.randint(self.data.size, (n,)), int(torch.randint(2**31, ())))
         return batch.to(device), self.shown[torch.randint(len(self.shown), (n,))].to(device)

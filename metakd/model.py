@@ -14,24 +14,42 @@ from torch import Tensor, nn
 
 from .imputation import Imputer, impute_mean, impute_zero, make_imputer
 from .modalities import Batch, MetakdError, Source, expand_to
-from .networks import ConcatHead, Encoders, ReferenceDecoder, ReferenceEncoder, ResidualEncoder, UNetDecoder, encoder_for
+from metakd.networks import (
+    ConcatHead,
+    Encoders,
+    ReferenceDecoder,
+    ReferenceEncoder,
+    ResidualEncoder,
+    UNetDecoder,
+    encoder_for,
+)
 from .tasks import Method, Recipe, Task
 
 # %% ../nbs/22_model.ipynb #90405939
 class MultimodalModel(nn.Module):
     "Encode what is present, impute what is missing, decode: equations (1) to (3)."
+
     at_once = 2**24  # numbers in the features of the subsets that are decoded as one batch; it bounds memory
 
     def __init__(
         self,
         encoders: Encoders,
         decoder: nn.Module,  # list of levels, each [B, M, C, ...] -> logits [B, ...]
-        impute: Callable[[Tensor, Tensor], Tensor] = impute_mean,  # fills the holes of the deepest level, or makes of the present modalities whatever the decoder takes (chapter 45)
+        impute: Callable[
+            [Tensor, Tensor], Tensor
+        ] = impute_mean,  # fills the holes of the deepest level, or makes of the present modalities whatever the decoder takes (chapter 45)
         impute_skips: Callable[[Tensor, Tensor], Tensor] | None = None,  # and of the others; None: the same
-        shapes: Mapping[str, Sequence[int]] | None = None,  # modality -> shape of one sample, where batches should be checked for it
+        shapes: Mapping[str, Sequence[int]]
+        | None = None,  # modality -> shape of one sample, where batches should be checked for it
     ):
         super().__init__()
-        self.encoders, self.decoder, self.impute_deepest, self.impute_skips, self.shapes = encoders, decoder, impute, impute_skips, shapes
+        self.encoders, self.decoder, self.impute_deepest, self.impute_skips, self.shapes = (
+            encoders,
+            decoder,
+            impute,
+            impute_skips,
+            shapes,
+        )
         self.modalities = encoders.modalities
 
     def encode(self, x: Mapping[str, Tensor], available: Tensor) -> list[Tensor]:
@@ -76,14 +94,20 @@ def classifier(
     dropout: float = 0.5,
     normalise: bool = True,
     impute: Callable[[Tensor, Tensor], Tensor] = impute_mean,  # chapter 21
-    encoders: Mapping[str, nn.Module] | None = None,  # of your own, for some modalities: [N, *shape] -> [N, feature_size]
+    encoders: Mapping[str, nn.Module]
+    | None = None,  # of your own, for some modalities: [N, *shape] -> [N, feature_size]
     scale: bool = True,  # pictures by their training samples (chapter 20)
 ) -> MultimodalModel:
     "One encoder a modality, features of one size, and a fully connected head."
     own = encoders or {}
-    if (odd := set(own) - set(shapes)): raise MetakdError(f"an encoder for '{min(odd)}', but the modalities are {', '.join(shapes)}")
-    every = Encoders({m: own[m] if m in own else encoder_for(shape, feature_size, normalise, scale) for m, shape in shapes.items()})
-    return MultimodalModel(every, ConcatHead(len(shapes), feature_size, classes, hidden, dropout), impute, shapes=dict(shapes))
+    if odd := set(own) - set(shapes):
+        raise MetakdError(f"an encoder for '{min(odd)}', but the modalities are {', '.join(shapes)}")
+    every = Encoders(
+        {m: own[m] if m in own else encoder_for(shape, feature_size, normalise, scale) for m, shape in shapes.items()}
+    )
+    return MultimodalModel(
+        every, ConcatHead(len(shapes), feature_size, classes, hidden, dropout), impute, shapes=dict(shapes)
+    )
 
 # %% ../nbs/22_model.ipynb #11d1510b
 def segmenter(
@@ -93,17 +117,27 @@ def segmenter(
     encoders: Literal["shared", "own"] = "shared",  # one for all sequences, or one for each
     widths: Sequence[int] | None = None,  # of `compact`; None: those of `WIDTHS`, about as many parameters either way
     regions: int = 3,
-    impute: Literal["mean", "zero", "linear", "generator"] = "mean",  # what stands in for a missing feature at the bottleneck (chapter 21)
+    impute: Literal[
+        "mean", "zero", "linear", "generator"
+    ] = "mean",  # what stands in for a missing feature at the bottleneck (chapter 21)
 ) -> MultimodalModel:
     "A 3D U-Net. Equation (1) has one encoder for all sequences."
     widths = widths or WIDTHS[encoders]
     compact = network == "compact"
     encoder, deepest = (lambda: ResidualEncoder(widths), widths[-1]) if compact else (ReferenceEncoder, 256)
     each = dict.fromkeys(modalities, encoder()) if encoders == "shared" else {m: encoder() for m in modalities}
-    decoder = UNetDecoder(len(modalities), widths, regions) if compact else ReferenceDecoder(len(modalities), regions=regions)
-    model = MultimodalModel(Encoders(each), decoder, make_imputer(impute, len(modalities), deepest), impute_mean if skips == "mean" else impute_zero)
+    decoder = (
+        UNetDecoder(len(modalities), widths, regions) if compact else ReferenceDecoder(len(modalities), regions=regions)
+    )
+    model = MultimodalModel(
+        Encoders(each),
+        decoder,
+        make_imputer(impute, len(modalities), deepest),
+        impute_mean if skips == "mean" else impute_zero,
+    )
     if compact:
-        for part in (model.encoders, model.decoder): part.to(memory_format=torch.channels_last_3d)  # the layout in which few channels are fastest on a CPU
+        for part in (model.encoders, model.decoder):
+            part.to(memory_format=torch.channels_last_3d)  # the layout in which few channels are fastest on a CPU
     return model
 
 
@@ -124,13 +158,15 @@ class Supervised(Method):
         super().__init__()
         self.model, self.task, self.recipe = model, task, recipe
         self.modalities, self.shapes = model.modalities, model.shapes
-        for name, part in parts.items(): setattr(self, name, part)
+        for name, part in parts.items():
+            setattr(self, name, part)
         self.optimizers = {"network": recipe.optimizer(self.parameters())}
 
     def setup(self, data: Source) -> None:
         "The scales of the inputs, from the training samples (chapter 20)."
         for part in self.modules():
-            if isinstance(part, Encoders): part.setup(data)
+            if isinstance(part, Encoders):
+                part.setup(data)
 
     def training_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         features = self.model.encode(batch.x, batch.available)

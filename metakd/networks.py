@@ -36,13 +36,21 @@ class LeNet(nn.Module):
         self.scale = Standardise((channels, 1, 1)) if scale else nn.Identity()
         h, w = ((n - 4) // 2 for n in (height, width))
         h, w = ((n - 4) // 2 for n in (h, w))
-        if min(h, w) < 1: raise MetakdError(f"LeNet needs at least 16 x 16 pixels, not {height} x {width}")
+        if min(h, w) < 1:
+            raise MetakdError(f"LeNet needs at least 16 x 16 pixels, not {height} x {width}")
         self.convolutions = nn.Sequential(
-            nn.Conv2d(channels, 6, 5), nn.MaxPool2d(2), nn.ReLU(),
-            nn.Conv2d(6, 16, 5), nn.MaxPool2d(2), nn.ReLU(), nn.Flatten(),
+            nn.Conv2d(channels, 6, 5),
+            nn.MaxPool2d(2),
+            nn.ReLU(),
+            nn.Conv2d(6, 16, 5),
+            nn.MaxPool2d(2),
+            nn.ReLU(),
+            nn.Flatten(),
         )
         self.convolutions.to(memory_format=torch.channels_last)  # pooling few channels is fastest so on a CPU
-        self.linear = nn.Sequential(nn.Linear(16 * h * w, 120), nn.ReLU(), nn.Linear(120, feature_size), last_layer(feature_size, normalise))
+        self.linear = nn.Sequential(
+            nn.Linear(16 * h * w, 120), nn.ReLU(), nn.Linear(120, feature_size), last_layer(feature_size, normalise)
+        )
 
     def forward(self, x: Tensor) -> Tensor:  # [N, channels, height, width] -> [N, feature_size]
         return self.linear(self.convolutions(self.scale(x).contiguous(memory_format=torch.channels_last)))
@@ -54,8 +62,12 @@ def in_company(
 ) -> Tensor | list[Tensor]:  # what the network makes of them
     "The network's answer; a lone volume on a CPU goes through with a copy of itself, which is faster."
     first = inputs[0] if isinstance(inputs[0], Tensor) else inputs[0][0]
-    if len(first) != 1 or first.ndim != 5 or first.device.type != "cpu" or torch.get_num_threads() > 1: return network(*inputs)
-    every = lambda f, v: f(v) if isinstance(v, Tensor) else [every(f, u) for u in v]
+    if len(first) != 1 or first.ndim != 5 or first.device.type != "cpu" or torch.get_num_threads() > 1:
+        return network(*inputs)
+
+    def every(f, v):
+        return f(v) if isinstance(v, Tensor) else [every(f, u) for u in v]
+
     return every(lambda v: v[:1], network(*(every(lambda v: v.expand(2, *v.shape[1:]), v) for v in inputs)))
 
 # %% ../nbs/20_networks.ipynb #9bac8708
@@ -76,10 +88,15 @@ class Encoders(nn.Module):
     def setup(self, data: Source) -> None:
         "Show every `Standardise` the training samples; in an encoder it comes first."
         for network, group in zip(self.networks, self.groups):
-            scales, names = [s for s in network.modules() if isinstance(s, Standardise)], [(i, self.modalities[i]) for i in group]
-            if not scales: continue
+            scales, names = (
+                [s for s in network.modules() if isinstance(s, Standardise)],
+                [(i, self.modalities[i]) for i in group],
+            )
+            if not scales:
+                continue
             seen = [b.x[m][b.available[:, i]] for b in data.whole() for i, m in names if m in b.x]
-            for s in scales: s.setup(torch.cat(seen))
+            for s in scales:
+                s.setup(torch.cat(seen))
 
     def forward(
         self,
@@ -93,21 +110,33 @@ class Encoders(nn.Module):
         sample, column = [], []
         for network, group in zip(self.networks, self.groups):
             rows = {i: here[:, i].nonzero().squeeze(1) for i in group if here[:, i].any()}
-            if not rows: continue
-            inputs = [x[self.modalities[i]] if len(r) == b else x[self.modalities[i]][r.to(device)] for i, r in rows.items()]
-            try: encoded = in_company(network, inputs[0] if len(inputs) == 1 else torch.cat(inputs))
+            if not rows:
+                continue
+            inputs = [
+                x[self.modalities[i]] if len(r) == b else x[self.modalities[i]][r.to(device)] for i, r in rows.items()
+            ]
+            try:
+                encoded = in_company(network, inputs[0] if len(inputs) == 1 else torch.cat(inputs))
             except ValueError as e:
-                if "more than 1 value per channel" not in str(e): raise
-                raise MetakdError(f"a single sample of this batch has '{', '.join(self.modalities[i] for i in rows)}', and its encoder has a BatchNorm, which needs two; use another norm (GroupNorm, LayerNorm), or a larger batch") from None
+                if "more than 1 value per channel" not in str(e):
+                    raise
+                raise MetakdError(
+                    f"a single sample of this batch has '{', '.join(self.modalities[i] for i in rows)}', and its encoder has a BatchNorm, which needs two; use another norm (GroupNorm, LayerNorm), or a larger batch"
+                ) from None
             parts.append([encoded] if isinstance(encoded, Tensor) else list(encoded))
             for e, first in zip(parts[-1], parts[0]):
                 if e.shape[1:] != first.shape[1:]:
-                    raise MetakdError(f"features of '{self.modalities[group[0]]}' have shape {list(e.shape[1:])}, others {list(first.shape[1:])}: encoders must agree")
+                    raise MetakdError(
+                        f"features of '{self.modalities[group[0]]}' have shape {list(e.shape[1:])}, others {list(first.shape[1:])}: encoders must agree"
+                    )
             sample += rows.values()
             column += [torch.full_like(r, i) for i, r in rows.items()]
-        if not parts: return []
+        if not parts:
+            return []
         places = torch.cat(sample).to(device), torch.cat(column).to(device)
-        return [level[0].new_zeros(b, m, *level[0].shape[1:]).index_put(places, torch.cat(level)) for level in zip(*parts)]
+        return [
+            level[0].new_zeros(b, m, *level[0].shape[1:]).index_put(places, torch.cat(level)) for level in zip(*parts)
+        ]
 
 # %% ../nbs/20_networks.ipynb #3d51aa02
 class Standardise(nn.Module):
@@ -120,7 +149,8 @@ class Standardise(nn.Module):
     ):
         super().__init__()
         self.one_scale = one_scale
-        self.register_buffer("mean", torch.zeros(shape)); self.register_buffer("scale", torch.ones(shape))
+        self.register_buffer("mean", torch.zeros(shape))
+        self.register_buffer("scale", torch.ones(shape))
 
     def setup(self, x: Tensor) -> None:  # [n, ...] training samples
         "Learn the scale."
@@ -129,8 +159,10 @@ class Standardise(nn.Module):
         n = known.sum(over, keepdim=True)[0].clamp(min=1)
         mean = x.nan_to_num().sum(over, keepdim=True)[0] / n
         variance = torch.where(known, x - mean, 0).square().sum(over, keepdim=True)[0] / n
-        if self.one_scale: variance = variance.mean().expand_as(variance)
-        self.mean.copy_(mean); self.scale.copy_(torch.where(variance > 1e-12 * mean.square(), variance, torch.inf).rsqrt())
+        if self.one_scale:
+            variance = variance.mean().expand_as(variance)
+        self.mean.copy_(mean)
+        self.scale.copy_(torch.where(variance > 1e-12 * mean.square(), variance, torch.inf).rsqrt())
 
     def forward(self, x: Tensor) -> Tensor:  # [N, ...] -> the same
         return ((x - self.mean) * self.scale).nan_to_num(0.0)
@@ -139,8 +171,17 @@ class Standardise(nn.Module):
 class VectorEncoder(nn.Sequential):
     "A table's row to a feature: two fully connected layers."
 
-    def __init__(self, columns: int, feature_size: int = 84, normalise: bool = True, hidden: int = 128, dropout: float = 0.2):
-        super().__init__(Standardise(columns), nn.Linear(columns, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, feature_size), last_layer(feature_size, normalise))
+    def __init__(
+        self, columns: int, feature_size: int = 84, normalise: bool = True, hidden: int = 128, dropout: float = 0.2
+    ):
+        super().__init__(
+            Standardise(columns),
+            nn.Linear(columns, hidden),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden, feature_size),
+            last_layer(feature_size, normalise),
+        )
 
 # %% ../nbs/20_networks.ipynb #3d51aa06
 class PatchEmbedding(nn.Module):
@@ -152,7 +193,9 @@ class PatchEmbedding(nn.Module):
         self.missing, self.patches, self.linear = self.size * patches - columns, patches, nn.Linear(self.size, width)
 
     def forward(self, x: Tensor) -> Tensor:  # [N, columns] -> [N, width, patches]
-        return self.linear(nn.functional.pad(x, (0, self.missing)).unflatten(1, (self.patches, self.size))).transpose(1, 2)
+        return self.linear(nn.functional.pad(x, (0, self.missing)).unflatten(1, (self.patches, self.size))).transpose(
+            1, 2
+        )
 
 
 class VolumeEncoder(nn.Sequential):
@@ -164,14 +207,26 @@ class VolumeEncoder(nn.Sequential):
         feature_size: int = 84,
         normalise: bool = True,
         widths: Sequence[int] = (8, 16, 32),  # Flex-MoE: 32, 64, 128
-        pools: Sequence[int] = (2, 3),  # after the first and the second; the last averages all that is left. Flex-MoE, from 91 x 109 x 91: 2, 3, 4
+        pools: Sequence[int] = (
+            2,
+            3,
+        ),  # after the first and the second; the last averages all that is left. Flex-MoE, from 91 x 109 x 91: 2, 3, 4
     ):
         layers = [Standardise(shape, one_scale=True)]
         for k, (i, o) in enumerate(zip((1, *widths), widths)):
-            layers += [nn.Conv3d(i, o, 3, padding=1), nn.ReLU(), nn.Conv3d(o, o, 3, padding=1), nn.ReLU(), nn.MaxPool3d(pools[k], ceil_mode=True) if k < len(pools) else nn.AdaptiveAvgPool3d(1)]
-        super().__init__(*layers, nn.Flatten(), nn.Linear(widths[-1], feature_size), last_layer(feature_size, normalise))
+            layers += [
+                nn.Conv3d(i, o, 3, padding=1),
+                nn.ReLU(),
+                nn.Conv3d(o, o, 3, padding=1),
+                nn.ReLU(),
+                nn.MaxPool3d(pools[k], ceil_mode=True) if k < len(pools) else nn.AdaptiveAvgPool3d(1),
+            ]
+        super().__init__(
+            *layers, nn.Flatten(), nn.Linear(widths[-1], feature_size), last_layer(feature_size, normalise)
+        )
         for layer in self:
-            if isinstance(layer, nn.Conv3d): layer.to(memory_format=torch.channels_last_3d)  # the layout in which few channels are fastest on a CPU
+            if isinstance(layer, nn.Conv3d):
+                layer.to(memory_format=torch.channels_last_3d)  # the layout in which few channels are fastest on a CPU
 
 
 def encoder_for(
@@ -181,10 +236,15 @@ def encoder_for(
     scale: bool = True,  # pictures by their training samples, so that 0..255 and 0..1 are the same; tables and volumes always are
 ) -> nn.Module:
     "The usual encoder of such an input."
-    if len(shape) == 1: return VectorEncoder(shape[0], feature_size, normalise)
-    if len(shape) == 3: return LeNet(shape, feature_size, normalise, scale)
-    if len(shape) == 4 and shape[0] == 1: return VolumeEncoder(shape, feature_size, normalise)
-    raise MetakdError(f"no encoder for inputs of shape {list(shape)}: expected [columns], [channels, height, width] or [1, depth, height, width]; or bring your own")
+    if len(shape) == 1:
+        return VectorEncoder(shape[0], feature_size, normalise)
+    if len(shape) == 3:
+        return LeNet(shape, feature_size, normalise, scale)
+    if len(shape) == 4 and shape[0] == 1:
+        return VolumeEncoder(shape, feature_size, normalise)
+    raise MetakdError(
+        f"no encoder for inputs of shape {list(shape)}: expected [columns], [channels, height, width] or [1, depth, height, width]; or bring your own"
+    )
 
 # %% ../nbs/20_networks.ipynb #88273e64
 class ConcatHead(nn.Module):
@@ -200,8 +260,11 @@ class ConcatHead(nn.Module):
     ):
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Dropout(dropout), nn.Linear(modalities * feature_size, hidden), nn.ReLU(),
-            nn.Dropout(dropout), nn.Linear(hidden, classes),
+            nn.Dropout(dropout),
+            nn.Linear(modalities * feature_size, hidden),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden, classes),
         )
 
     def fuse(self, features: list[Tensor]) -> Tensor:  # levels -> [B, hidden]
@@ -223,10 +286,12 @@ class ResidualEncoder(nn.Module):
 
     def __init__(self, widths: Sequence[int] = (8, 16, 32, 64)):
         from monai.networks.blocks import ResidualUnit
+
         super().__init__()
         inputs = (1, *widths[:-1])
         self.levels = nn.ModuleList(
-            ResidualUnit(3, i, o, strides=1 if k == 0 else 2, subunits=1 if k == 0 else 2, act=LEAKY, norm="instance") for k, (i, o) in enumerate(zip(inputs, widths))
+            ResidualUnit(3, i, o, strides=1 if k == 0 else 2, subunits=1 if k == 0 else 2, act=LEAKY, norm="instance")
+            for k, (i, o) in enumerate(zip(inputs, widths))
         )
         self.norm = nn.InstanceNorm3d(widths[-1])
 
@@ -248,17 +313,21 @@ class UNetDecoder(nn.Module):
         regions: int = 3,
     ):
         from monai.networks.blocks import ResidualUnit
+
         super().__init__()
         *skips, deepest = widths
         below = (*skips[1:], modalities * deepest)
         self.up = nn.ModuleList(nn.ConvTranspose3d(i, o, 2, 2, bias=False) for i, o in zip(below, skips))
         self.reduce = nn.ModuleList(nn.Conv3d(modalities * s, s, 1, bias=False) for s in skips)
-        self.merge = nn.ModuleList(ResidualUnit(3, s, s, subunits=2 if k else 1, act=LEAKY, norm="instance") for k, s in enumerate(skips))
+        self.merge = nn.ModuleList(
+            ResidualUnit(3, s, s, subunits=2 if k else 1, act=LEAKY, norm="instance") for k, s in enumerate(skips)
+        )
         self.out = nn.Conv3d(skips[0], regions, 1)
 
     def forward(self, features: list[Tensor]) -> Tensor:  # levels [B, M, C, ...] -> logits [B, R, D, H, W]
         x = features[-1].flatten(1, 2)
-        for k in reversed(range(len(features) - 1)): x = self.merge[k](self.up[k](x) + self.reduce[k](features[k].flatten(1, 2)))
+        for k in reversed(range(len(features) - 1)):
+            x = self.merge[k](self.up[k](x) + self.reduce[k](features[k].flatten(1, 2)))
         return self.out(x)
 
 # %% ../nbs/20_networks.ipynb #9fcd228c
@@ -266,15 +335,30 @@ class StandardConv3d(nn.Conv3d):
     "A convolution whose filters have mean 0 and variance 1 (weight standardisation, Qiao et al., 2019)."
 
     def forward(self, x: Tensor) -> Tensor:
-        filters = self.weight.reshape(1, self.out_channels, -1)  # the filters as channels of one sample: batch norm has this in one fast kernel
-        return self._conv_forward(x, nn.functional.batch_norm(filters, None, None, training=True).view_as(self.weight), self.bias)
+        filters = self.weight.reshape(
+            1, self.out_channels, -1
+        )  # the filters as channels of one sample: batch norm has this in one fast kernel
+        return self._conv_forward(
+            x, nn.functional.batch_norm(filters, None, None, training=True).view_as(self.weight), self.bias
+        )
 
 
-def conv_block(inputs: int, outputs: int, kernel: int = 3, stride: int | tuple = 1, dilation: int = 1, norm: bool = True, act: bool = True) -> nn.Sequential:
+def conv_block(
+    inputs: int,
+    outputs: int,
+    kernel: int = 3,
+    stride: int | tuple = 1,
+    dilation: int = 1,
+    norm: bool = True,
+    act: bool = True,
+) -> nn.Sequential:
     "Convolution, instance norm, leaky ReLU, the way the authors order them."
     return nn.Sequential(
-        StandardConv3d(inputs, outputs, kernel, stride, padding=dilation * (kernel // 2), dilation=dilation, bias=False),
-        *[nn.InstanceNorm3d(outputs, affine=True)] * norm, *[nn.LeakyReLU(0.01, inplace=True)] * act,
+        StandardConv3d(
+            inputs, outputs, kernel, stride, padding=dilation * (kernel // 2), dilation=dilation, bias=False
+        ),
+        *[nn.InstanceNorm3d(outputs, affine=True)] * norm,
+        *[nn.LeakyReLU(0.01, inplace=True)] * act,
     )
 
 
@@ -292,8 +376,12 @@ class Residual(nn.Module):
 def bottleneck(inputs: int, width: int, stride: int = 1) -> Residual:
     "ResNet's block of three convolutions, with expansion 4."
     outputs = 4 * width
-    body = nn.Sequential(conv_block(inputs, width, 1), conv_block(width, width, 3, stride), conv_block(width, outputs, 1, act=False))
-    return Residual(body, conv_block(inputs, outputs, 1, stride, act=False) if stride != 1 or inputs != outputs else None)
+    body = nn.Sequential(
+        conv_block(inputs, width, 1), conv_block(width, width, 3, stride), conv_block(width, outputs, 1, act=False)
+    )
+    return Residual(
+        body, conv_block(inputs, outputs, 1, stride, act=False) if stride != 1 or inputs != outputs else None
+    )
 
 
 class Pyramid(nn.Module):
@@ -301,7 +389,9 @@ class Pyramid(nn.Module):
 
     def __init__(self, width: int, dilations: Sequence[int] = (2, 4, 8)):
         super().__init__()
-        self.views = nn.ModuleList([conv_block(width, width, 1), *(conv_block(width, width, 3, dilation=d) for d in dilations)])
+        self.views = nn.ModuleList(
+            [conv_block(width, width, 1), *(conv_block(width, width, 3, dilation=d) for d in dilations)]
+        )
         self.whole = conv_block(width, width, 1, norm=False)
         self.merge = conv_block(width * (len(dilations) + 2), width, 1)
 
@@ -313,14 +403,27 @@ class Pyramid(nn.Module):
 class ReferenceEncoder(nn.Module):
     "The authors' encoder: 3D ResNet-50 and a pyramid, five levels."
 
-    def __init__(self, stem: int = 64, widths: Sequence[int] = (64, 128, 256, 320), blocks: Sequence[int] = (3, 4, 6, 3), deepest: int = 256):
+    def __init__(
+        self,
+        stem: int = 64,
+        widths: Sequence[int] = (64, 128, 256, 320),
+        blocks: Sequence[int] = (3, 4, 6, 3),
+        deepest: int = 256,
+    ):
         super().__init__()
         self.stem, self.pool = conv_block(1, stem, 7, (1, 2, 2)), nn.MaxPool3d(3, 2, 1)
         inputs, stages = stem, []
         for k, (width, n) in enumerate(zip(widths, blocks)):
-            stages.append(nn.Sequential(bottleneck(inputs, width, 1 if k == 0 else 2), *(bottleneck(4 * width, width) for _ in range(n - 1))))
+            stages.append(
+                nn.Sequential(
+                    bottleneck(inputs, width, 1 if k == 0 else 2), *(bottleneck(4 * width, width) for _ in range(n - 1))
+                )
+            )
             inputs = 4 * width
-        self.stages, self.deepest = nn.ModuleList(stages), nn.Sequential(conv_block(inputs, deepest, 1), Pyramid(deepest))
+        self.stages, self.deepest = (
+            nn.ModuleList(stages),
+            nn.Sequential(conv_block(inputs, deepest, 1), Pyramid(deepest)),
+        )
         self.widths = (stem, *(4 * w for w in widths[:-1]), deepest)
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -335,15 +438,25 @@ class ReferenceEncoder(nn.Module):
 class ReferenceDecoder(nn.Module):
     "The authors' decoder: transposed convolutions, skips reduced from all modalities."
 
-    def __init__(self, modalities: int, skips: Sequence[int] = (64, 256, 512, 1024), deepest: int = 256, widths: Sequence[int] = (32, 64, 128, 256), regions: int = 3):
+    def __init__(
+        self,
+        modalities: int,
+        skips: Sequence[int] = (64, 256, 512, 1024),
+        deepest: int = 256,
+        widths: Sequence[int] = (32, 64, 128, 256),
+        regions: int = 3,
+    ):
         super().__init__()
         below = (*widths[1:], modalities * deepest)
         self.up = nn.ModuleList(nn.ConvTranspose3d(i, o, 2, 2, bias=False) for i, o in zip(below, widths))
         self.reduce = nn.ModuleList(conv_block(modalities * s, w, 1) for s, w in zip(skips, widths))
-        self.merge = nn.ModuleList(Residual(nn.Sequential(conv_block(w, w), conv_block(w, w, act=False))) for w in widths)
+        self.merge = nn.ModuleList(
+            Residual(nn.Sequential(conv_block(w, w), conv_block(w, w, act=False))) for w in widths
+        )
         self.out = nn.Conv3d(widths[0], regions, 1)
 
     def forward(self, features: list[Tensor]) -> Tensor:
         x = features[-1].flatten(1, 2)
-        for k in reversed(range(len(features) - 1)): x = self.merge[k](self.up[k](x) + self.reduce[k](features[k].flatten(1, 2)))
+        for k in reversed(range(len(features) - 1)):
+            x = self.merge[k](self.up[k](x) + self.reduce[k](features[k].flatten(1, 2)))
         return nn.functional.interpolate(self.out(x), scale_factor=(1, 2, 2), mode="trilinear")

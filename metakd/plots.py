@@ -17,16 +17,50 @@ from .evaluation import mean_interval
 from .modalities import MetakdError
 
 # %% ../nbs/03_plots.ipynb #03c00007
-BLACK, ORANGE, SKY, GREEN, BLUE, RED, PURPLE = PALETTE = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7")  # Okabe and Ito's, without their yellow
+BLACK, ORANGE, SKY, GREEN, BLUE, RED, PURPLE = PALETTE = (
+    "#000000",
+    "#E69F00",
+    "#56B4E9",
+    "#009E73",
+    "#0072B2",
+    "#D55E00",
+    "#CC79A7",
+)  # Okabe and Ito's, without their yellow
 COLOURS = {
-    "image": BLUE, "audio": RED,  # AudioVision-MNIST; the image of a clinic too
-    "flair": GREEN, "t1": SKY, "t1c": RED, "t2": PURPLE,
-    "ET": RED, "TC": SKY, "WT": GREEN,  # regions of a tumour; as outlines on grey images, where the sky is brighter than the blue
-    "genomic": ORANGE, "clinical": SKY, "biospecimen": PURPLE,
-    "person": SKY, "apoe": ORANGE, "plasma": GREEN, "fluid": PURPLE,
-    "LowerB": "#999999", "LowerB-norm": "#555555", "AutoEncoder": "#8C510A", "GAN": ORANGE, "Full2miss": SKY, "SMIL": PURPLE, "ShaSpec": GREEN, "NoKD": BLACK, "MetaKD": BLUE, "UpperB": RED,
-    "U-HeMIS": "#8C510A", "U-HVED": ORANGE, "RobustSeg": SKY, "mmFormer": PURPLE,
-    "MeanInput": ORANGE, "ZeroFill": SKY, "HistGradientBoosting": GREEN, "Flex-MoE": PURPLE,
+    "image": BLUE,
+    "audio": RED,  # AudioVision-MNIST; the image of a clinic too
+    "flair": GREEN,
+    "t1": SKY,
+    "t1c": RED,
+    "t2": PURPLE,
+    "ET": RED,
+    "TC": SKY,
+    "WT": GREEN,  # regions of a tumour; as outlines on grey images, where the sky is brighter than the blue
+    "genomic": ORANGE,
+    "clinical": SKY,
+    "biospecimen": PURPLE,
+    "person": SKY,
+    "apoe": ORANGE,
+    "plasma": GREEN,
+    "fluid": PURPLE,
+    "LowerB": "#999999",
+    "LowerB-norm": "#555555",
+    "AutoEncoder": "#8C510A",
+    "GAN": ORANGE,
+    "Full2miss": SKY,
+    "SMIL": PURPLE,
+    "ShaSpec": GREEN,
+    "NoKD": BLACK,
+    "MetaKD": BLUE,
+    "UpperB": RED,
+    "U-HeMIS": "#8C510A",
+    "U-HVED": ORANGE,
+    "RobustSeg": SKY,
+    "mmFormer": PURPLE,
+    "MeanInput": ORANGE,
+    "ZeroFill": SKY,
+    "HistGradientBoosting": GREEN,
+    "Flex-MoE": PURPLE,
 }
 
 
@@ -44,9 +78,12 @@ def band(
     shade: Literal["interval", "range", "half"],
 ) -> tuple[pd.Series, pd.Series]:  # low, high
     "The edges of the shade around a mean."
-    if shade == "range": return values.min(), values.max()
-    if shade == "half": return values.quantile(0.25), values.quantile(0.75)
-    if shade != "interval": raise MetakdError(f"unknown shade '{shade}': choose interval, range or half")
+    if shade == "range":
+        return values.min(), values.max()
+    if shade == "half":
+        return values.quantile(0.25), values.quantile(0.75)
+    if shade != "interval":
+        raise MetakdError(f"unknown shade '{shade}': choose interval, range or half")
     half = values.apply(lambda v: mean_interval(v.dropna())[1])
     return values.mean() - half, values.mean() + half
 
@@ -66,8 +103,13 @@ def plot_curves(
     groups = [(label, rows)] if by is None else list(rows.groupby(by, sort=False))
     for (name, part), colour in zip(groups, colours(str(n) for n, _ in groups).values()):
         values = part.pivot_table(index=run, columns=x, values=y)
-        line, = ax.plot(values.columns, values.mean(), **{"color": colour, "label": name, "lw": 2 if name == "MetaKD" else 1.3} | style)
-        if len(values) > 1 and shade != "none": ax.fill_between(values.columns, *band(values, shade), color=line.get_color(), alpha=0.18, lw=0)
+        (line,) = ax.plot(
+            values.columns,
+            values.mean(),
+            **{"color": colour, "label": name, "lw": 2 if name == "MetaKD" else 1.3} | style,
+        )
+        if len(values) > 1 and shade != "none":
+            ax.fill_between(values.columns, *band(values, shade), color=line.get_color(), alpha=0.18, lw=0)
     ax.set(xlabel=x.replace("_", " "), ylabel=y.replace("_", " "))
 
 # %% ../nbs/03_plots.ipynb #b657aa9a
@@ -79,7 +121,14 @@ def plot_weights(
 ) -> None:
     "Importance weights in the course of training."
     names = {c: c.removeprefix("w_") for c in curves.columns if c.startswith("w_")}
-    plot_curves(ax, curves.rename(columns=names).melt(["seed", x], list(names.values()), "modality", "importance w"), x, "importance w", "modality", **how)
+    plot_curves(
+        ax,
+        curves.rename(columns=names).melt(["seed", x], list(names.values()), "modality", "importance w"),
+        x,
+        "importance w",
+        "modality",
+        **how,
+    )
 
 # %% ../nbs/03_plots.ipynb #03c00014
 def plot_dots(
@@ -89,7 +138,8 @@ def plot_dots(
     x: str,  # the column of values
     reference: str | None = None,  # the name whose mean becomes a vertical line
     labels: dict[str, str] | None = None,  # what to write for a name
-    points: pd.DataFrame | None = None,  # rows that are drawn one by one beside the means, where it is not those of `rows`: there the interval is over patients and a point is a seed
+    points: pd.DataFrame
+    | None = None,  # rows that are drawn one by one beside the means, where it is not those of `rows`: there the interval is over patients and a point is a seed
 ) -> None:
     "A line of the picture a name, in order of appearance from above: mean, 95 % interval, and every run."
     names, points = list(dict.fromkeys(rows[y])), rows if points is None else points
@@ -98,7 +148,8 @@ def plot_dots(
         ax.plot(each, [-k - 0.25] * len(each), "o", ms=3, color=colour, alpha=0.6, mew=0)
         ax.plot([mean - half, mean + half], [-k, -k], color=colour, lw=1.5)
         ax.plot(mean, -k, "o", ms=7, color=colour)
-        if name == reference: ax.axvline(mean, color="0.6", lw=0.8, ls="--", zorder=0)
+        if name == reference:
+            ax.axvline(mean, color="0.6", lw=0.8, ls="--", zorder=0)
     ax.set(yticks=[-k for k in range(len(names))], ylim=(0.6 - len(names), 0.4), xlabel=x.replace("_", " "))
     ax.set_yticklabels([(labels or {}).get(n, n) for n in names])
 
@@ -116,7 +167,17 @@ def plot_region_gains(
         ax.set(title=region, xlabel=f"Dice over {(labels or {}).get(reference, reference)} (points)")
 
 # %% ../nbs/03_plots.ipynb #58ca0aed
-TALK = {"font.size": 13, "axes.titlesize": 13, "figure.titlesize": 15, "legend.fontsize": 11, "legend.frameon": False, "lines.linewidth": 2, "lines.markersize": 8, "axes.spines.top": False, "axes.spines.right": False}  # with plt.rc_context(TALK): ...
+TALK = {
+    "font.size": 13,
+    "axes.titlesize": 13,
+    "figure.titlesize": 15,
+    "legend.fontsize": 11,
+    "legend.frameon": False,
+    "lines.linewidth": 2,
+    "lines.markersize": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}  # with plt.rc_context(TALK): ...
 
 
 def plot_groups(
@@ -129,11 +190,22 @@ def plot_groups(
     names: Sequence[str] | None = None,  # which, from above; None: all, in order of appearance
 ) -> None:
     "A line of the picture a name, and in it mean and 95 % interval of every group."
-    names, groups, write = list(dict.fromkeys(rows[y]) if names is None else names), colours(dict.fromkeys(rows[by])), lambda n: (labels or {}).get(n, n)
+    names, groups, write = (
+        list(dict.fromkeys(rows[y]) if names is None else names),
+        colours(dict.fromkeys(rows[by])),
+        lambda n: (labels or {}).get(n, n),
+    )
     ax.axvline(0, color="0.6", lw=1, ls="--", zorder=0)
     for j, (group, colour) in enumerate(groups.items()):
         own = rows[rows[by] == group].groupby(y)[x].agg(lambda v: mean_interval(v.dropna())).reindex(names).dropna()
-        ax.errorbar([m for m, _ in own], [names.index(n) + 0.22 * (j - (len(groups) - 1) / 2) for n in own.index], xerr=[half for _, half in own], fmt="o", color=colour, label=write(group))
+        ax.errorbar(
+            [m for m, _ in own],
+            [names.index(n) + 0.22 * (j - (len(groups) - 1) / 2) for n in own.index],
+            xerr=[half for _, half in own],
+            fmt="o",
+            color=colour,
+            label=write(group),
+        )
     ax.set(yticks=range(len(names)), ylim=(len(names) - 0.5, -0.5), xlabel=x.replace("_", " "))
     ax.set_yticklabels([write(n) for n in names])
 
@@ -162,7 +234,13 @@ def plot_reliability(
     **style,  # of the points
 ) -> None:
     "Accuracy against confidence, in tenths."
-    sums = bins[["confidence", "accuracy"]].mul(bins.n, axis=0).assign(n=bins.n).groupby((10 * bins.confidence).astype(int).clip(upper=9)).sum()
+    sums = (
+        bins[["confidence", "accuracy"]]
+        .mul(bins.n, axis=0)
+        .assign(n=bins.n)
+        .groupby((10 * bins.confidence).astype(int).clip(upper=9))
+        .sum()
+    )
     bins = sums.div(sums.n, axis=0).assign(n=sums.n)
     ax.plot([0, 1], [0, 1], color="0.7", lw=0.8, zorder=0)
     ax.plot(bins.confidence, bins.accuracy, lw=0.8, alpha=0.6, **style)

@@ -20,15 +20,26 @@ from typing import Literal
 import pandas as pd
 import torch
 
-from .data.brats import REGIONS, SEQUENCES, Case, Volumes, check_split, find_cases, first_of, make_split, merged, read_split
-from .evaluation import evaluate, mean_interval, paired_p
+from metakd.data.brats import (
+    REGIONS,
+    SEQUENCES,
+    Case,
+    Volumes,
+    check_split,
+    find_cases,
+    first_of,
+    make_split,
+    merged,
+    read_split,
+)
 from .data.nifti import AXES
+from .evaluation import evaluate, mean_interval, paired_p
+from .experiments import Entry, Experiment, Prepared, check_backend, has_run, keep_recipe, read_runs, sweep
 from .files import cache_dir, digest, json_bytes, read_json, source_digest
 from .inference import postprocess
-from .experiments import Entry, Experiment, Prepared, check_backend, has_run, keep_recipe, read_runs, sweep
 from .meta import MetaKD, MetaKDRecipe
-from .model import STRIDES, MultimodalModel, Supervised, segmenter
 from .modalities import MetakdError, MetakdWarning, all_subsets, atomic_write, parse_subset
+from .model import STRIDES, MultimodalModel, Supervised, segmenter
 from .tasks import Method, Recipe, Segmentation, Task, check_type, joined, recipe_difference
 from .training import check_run, describe, load_weights, train
 
@@ -50,8 +61,10 @@ class CropRecipe(Recipe):
 
     def ranges(self) -> dict[str, bool]:
         return super().ranges() | {
-            **{k: 0 <= getattr(self, k) <= 1 for k in ("foreground", "mirror")}, "scale": 0 <= self.scale < 1,
-            "crops": self.crops >= 1, "window": len(self.window) == 3 and min(self.window) >= 1,
+            **{k: 0 <= getattr(self, k) <= 1 for k in ("foreground", "mirror")},
+            "scale": 0 <= self.scale < 1,
+            "crops": self.crops >= 1,
+            "window": len(self.window) == 3 and min(self.window) >= 1,
         }
 
 # %% ../nbs/37_segmentation.ipynb #d7c3c537
@@ -101,13 +114,16 @@ class SegmentationRecipe(CropRecipe):
     def __post_init__(self):
         super().__post_init__()
         if any(w % s for w, s in zip(self.window, STRIDES[self.network])):
-            raise MetakdError(f"recipe: a window of {' x '.join(map(str, self.window))} does not suit '{self.network}', whose windows are multiples of {' x '.join(map(str, STRIDES[self.network]))}")
+            raise MetakdError(
+                f"recipe: a window of {' x '.join(map(str, self.window))} does not suit '{self.network}', whose windows are multiples of {' x '.join(map(str, STRIDES[self.network]))}"
+            )
 
     def learning_rate(self, epoch: int, progress: float) -> float:
         return self.lr * (1 - progress) ** self.power
 
     def optimizer(self, parameters) -> torch.optim.Optimizer:
-        if self.optimizer_name == "sgd": return torch.optim.SGD(parameters, self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=True)
+        if self.optimizer_name == "sgd":
+            return torch.optim.SGD(parameters, self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=True)
         return torch.optim.AdamW(parameters, self.lr, weight_decay=self.weight_decay)
 
 # %% ../nbs/37_segmentation.ipynb #e85ddb7c
@@ -128,8 +144,25 @@ class BratsMetaKD(MetaKDRecipe):
 
 
 REFERENCE = joined(SegmentationRecipe, BratsMetaKD)(
-    alpha=0.1, pairs="sum", relative=False, distill_from=0.0, epochs=822, batch_size=2, lr=1e-2, weight_decay=0.0, drop_from=80_000 / 115_000, meta_every=5, meta_lr=1e-2, validate_every=50,
-    network="reference", skips="zero", window=(160, 160, 96), crops=1, mirror=0.7, optimizer_name="sgd", bce=3.0,
+    alpha=0.1,
+    pairs="sum",
+    relative=False,
+    distill_from=0.0,
+    epochs=822,
+    batch_size=2,
+    lr=1e-2,
+    weight_decay=0.0,
+    drop_from=80_000 / 115_000,
+    meta_every=5,
+    meta_lr=1e-2,
+    validate_every=50,
+    network="reference",
+    skips="zero",
+    window=(160, 160, 96),
+    crops=1,
+    mirror=0.7,
+    optimizer_name="sgd",
+    bce=3.0,
     intensities="authors",
 )
 
@@ -156,6 +189,7 @@ ROWS1 = ("U-HeMIS", "U-HVED", "RobustSeg", "mmFormer", "ShaSpec", "NoKD", "MetaK
 @dataclass(frozen=True)
 class Brats(Experiment):
     "One method on one folder of cases. The seed is the recipe's."
+
     kind, known, rows, shared = "SEGMENTERS", SEGMENTERS, ROWS1, SegmentationRecipe
     command, paths = "brats", ("data", "split", "cache")
 
@@ -174,7 +208,8 @@ class Brats(Experiment):
 
     def __post_init__(self):
         for name in ("data", "split", "cache"):
-            if getattr(self, name) is not None: object.__setattr__(self, name, Path(getattr(self, name)))
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, Path(getattr(self, name)))
         check_type("labels", self.labels, Literal["auto", "brats", "brats2023", "brats2024", "decathlon"])
         super().__post_init__()
 
@@ -185,14 +220,27 @@ class Brats(Experiment):
     def parts(self) -> dict[str, list[Case]]:
         "The cases of each part of the split."
         cases, path = self.cases(), self.split or self.data / "split.json"
-        if not path.exists() and self.split is None: atomic_write(path, json_bytes(make_split(cases)))
+        if not path.exists() and self.split is None:
+            atomic_write(path, json_bytes(make_split(cases)))
         parts = read_split(path, cases)
         used = {c.name for part in parts.values() for c in part}
-        if (unused := [p for c in cases for p in c.unused]): warnings.warn(f"{self.data}: {len(unused)} NIfTI files beside the scans are not used, such as {unused[0].name}", MetakdWarning, stacklevel=2)
-        if (out := [c.name for c in cases if c.label and c.name not in used]): warnings.warn(f"{path}: {len(out)} of {len(cases)} cases are in no part of the split and are not used: {first_of(out)}", MetakdWarning, stacklevel=2)
+        if unused := [p for c in cases for p in c.unused]:
+            warnings.warn(
+                f"{self.data}: {len(unused)} NIfTI files beside the scans are not used, such as {unused[0].name}",
+                MetakdWarning,
+                stacklevel=2,
+            )
+        if out := [c.name for c in cases if c.label and c.name not in used]:
+            warnings.warn(
+                f"{path}: {len(out)} of {len(cases)} cases are in no part of the split and are not used: {first_of(out)}",
+                MetakdWarning,
+                stacklevel=2,
+            )
         return parts
 
-    def build(self, recipe: SegmentationRecipe, spacing: Sequence[float] = (1.0, 1.0, 1.0), **task_options) -> tuple[Method, Segmentation]:
+    def build(
+        self, recipe: SegmentationRecipe, spacing: Sequence[float] = (1.0, 1.0, 1.0), **task_options
+    ) -> tuple[Method, Segmentation]:
         "The method with fresh weights from the recipe's seed, and the task; this needs no data."
         recipe = self.recipe_for(self.method, recipe)
         task = Segmentation(tuple(REGIONS), recipe.window, spacing=spacing, bce=recipe.bce, **task_options)
@@ -201,11 +249,19 @@ class Brats(Experiment):
 
     def volumes(self, parts: Mapping[str, Sequence[Case]], recipe: SegmentationRecipe) -> dict[str, Volumes]:
         "Each part as a source, every case read once and everything that is wrong with any of them said at once."
-        where, augment = self.cache or cache_dir() / "brats", {k: getattr(recipe, k) for k in ("foreground", "mirror", "scale")}
-        every = Volumes([c for cases in parts.values() for c in cases], recipe.window, where, recipe.intensities, **augment)
+        where, augment = (
+            self.cache or cache_dir() / "brats",
+            {k: getattr(recipe, k) for k in ("foreground", "mirror", "scale")},
+        )
+        every = Volumes(
+            [c for cases in parts.values() for c in cases], recipe.window, where, recipe.intensities, **augment
+        )
         every.survey()
         index = {c.name: k for k, c in enumerate(every.cases)}
-        return {part: every.take(torch.tensor([index[c.name] for c in cases], dtype=torch.long)) for part, cases in parts.items()}
+        return {
+            part: every.take(torch.tensor([index[c.name] for c in cases], dtype=torch.long))
+            for part, cases in parts.items()
+        }
 
     def prepare(self, recipe: SegmentationRecipe) -> Prepared:
         "Find, split and read the cases, build the method."
@@ -214,22 +270,64 @@ class Brats(Experiment):
         training, brain = list(known["train"].values()), [s["brain"] for s in known["train"].values()]
         method, task = self.build(recipe, training[0]["spacing"])
         about = self.about(
-            split={part: {name: s["digest"] for name, s in found.items()} for part, found in known.items()}, sequences=list(SEQUENCES), regions=list(REGIONS),
-            scans={"axes": AXES, "spacing": training[0]["spacing"], "brain_ml": [min(brain), median(brain), max(brain)]}, test=tested_on(parts["test"]),
+            split={part: {name: s["digest"] for name, s in found.items()} for part, found in known.items()},
+            sequences=list(SEQUENCES),
+            regions=list(REGIONS),
+            scans={
+                "axes": AXES,
+                "spacing": training[0]["spacing"],
+                "brain_ml": [min(brain), median(brain), max(brain)],
+            },
+            test=tested_on(parts["test"]),
         )
         crops = parts["train"].take(torch.arange(parts["train"].size).repeat(recipe.crops))
         source = f"{self.data}: {', '.join(f'{v.size} {p}' for p, v in parts.items())}, of {len({c.patient for v in parts.values() for c in v.cases})} patients; {'; '.join(map(merged, sorted({c.convention for v in parts.values() for c in v.cases})))}; split {self.split or self.data / 'split.json'}; prepared volumes in {self.cache or cache_dir() / 'brats'}"
-        return Prepared(method, task, method.recipe, crops, parts["validation"], parts["test"], held_out(parts["meta"], parts["validation"]), None, source, about, parts["test"].names)
+        return Prepared(
+            method,
+            task,
+            method.recipe,
+            crops,
+            parts["validation"],
+            parts["test"],
+            held_out(parts["meta"], parts["validation"]),
+            None,
+            source,
+            about,
+            parts["test"].names,
+        )
 
     def prepare_test(self, recipe: SegmentationRecipe, about: Mapping, split: Path | None = None) -> Prepared:
         "The test cases of a run by their names, or those that another split names: which may be of another hospital, and none that the run was trained on."
         names = read_json(split, "a split with the list test") if split else {"test": list(about["split"]["test"])}
-        test = self.volumes(check_split({"test": names.get("test", [])}, replace(self, patients=None).cases(), str(split or "the run's split"), ("test",)), recipe)["test"]
+        test = self.volumes(
+            check_split(
+                {"test": names.get("test", [])},
+                replace(self, patients=None).cases(),
+                str(split or "the run's split"),
+                ("test",),
+            ),
+            recipe,
+        )["test"]
         seen = {d: name for part in ("train", "meta", "validation") for name, d in about["split"].get(part, {}).items()}
         for name, found in test.survey().items():
-            if found["digest"] in seen: raise MetakdError(f"{name} is the case {seen[found['digest']]}, on which this run was trained or chosen; it cannot be tested on it")
+            if found["digest"] in seen:
+                raise MetakdError(
+                    f"{name} is the case {seen[found['digest']]}, on which this run was trained or chosen; it cannot be tested on it"
+                )
         method, task = self.build(recipe, about["scans"]["spacing"])
-        return Prepared(method, task, method.recipe, None, None, test, None, None, str(self.data), self.about(test=tested_on(test)), test.names)
+        return Prepared(
+            method,
+            task,
+            method.recipe,
+            None,
+            None,
+            test,
+            None,
+            None,
+            str(self.data),
+            self.about(test=tested_on(test)),
+            test.names,
+        )
 
 
 def tested_on(test: Volumes) -> dict:
@@ -240,7 +338,8 @@ def tested_on(test: Volumes) -> dict:
 def held_out(meta: Volumes, validation: Volumes) -> Volumes:
     "What the outer step draws from: the cases of `meta` that are complete, or else those with two sequences at least; the validation cases where there are none."
     for least in (len(SEQUENCES), 2):
-        if (some := meta.available.sum(1) >= least).any(): return meta.take(some)
+        if (some := meta.available.sum(1) >= least).any():
+            return meta.take(some)
     return validation
 
 # %% ../nbs/37_segmentation.ipynb #566c5943
@@ -289,7 +388,17 @@ def score_rows(
     cases = []
     for r in table.to_dict("records"):
         here = dict(zip(SEQUENCES, parse_subset(r["subset"], SEQUENCES).int().tolist()))
-        cases += [{**here, "region": g, **key, "case": names[r["sample"]], "dice": round(100 * r[f"dice_{g}"], 2), "hd95": round(r[f"hd95_{g}"], 2)} for g in REGIONS]
+        cases += [
+            {
+                **here,
+                "region": g,
+                **key,
+                "case": names[r["sample"]],
+                "dice": round(100 * r[f"dice_{g}"], 2),
+                "hd95": round(r[f"hd95_{g}"], 2),
+            }
+            for g in REGIONS
+        ]
     by = [*SEQUENCES, "region", *key]
     means = pd.DataFrame(cases).groupby(by, sort=False)[["dice", "hd95"]].mean().round(3).reset_index()
     return cases, means.to_dict("records")
@@ -303,14 +412,42 @@ def trained(
     "Train, or continue, or read what is trained already: afterwards the method has its weights."
     if (out / "weights.safetensors").exists():
         check_run(out, describe(p.method, p.train, p.validation, p.asked, p.meta, p.about))
-        difference = recipe_difference(read_json(out / "recipe.json", "a recipe"), json.loads(json_bytes(asdict(p.recipe))))
-        if difference: raise MetakdError(f"{out} was trained with another recipe ({difference}; then against now); choose another folder for runs")
+        difference = recipe_difference(
+            read_json(out / "recipe.json", "a recipe"), json.loads(json_bytes(asdict(p.recipe)))
+        )
+        if difference:
+            raise MetakdError(
+                f"{out} was trained with another recipe ({difference}; then against now); choose another folder for runs"
+            )
         load_weights(out, p.method)
-    else: train(p.method, p.task, p.recipe, p.train, p.validation, p.asked, out, resume=True, progress=False, checkpoint_seconds=60, meta=p.meta, about=p.about, **options)
+    else:
+        train(
+            p.method,
+            p.task,
+            p.recipe,
+            p.train,
+            p.validation,
+            p.asked,
+            out,
+            resume=True,
+            progress=False,
+            checkpoint_seconds=60,
+            meta=p.meta,
+            about=p.about,
+            **options,
+        )
     return pd.read_csv(out / "log.csv")
 
 
-def table1_run(data: str, method: str, seed: int, recipe: SegmentationRecipe, runs: str, split: str | None = None, post: bool = False) -> list[tuple[str, list[dict]]]:
+def table1_run(
+    data: str,
+    method: str,
+    seed: int,
+    recipe: SegmentationRecipe,
+    runs: str,
+    split: str | None = None,
+    post: bool = False,
+) -> list[tuple[str, list[dict]]]:
     "One job of the table: train, then every test case from every subset."
     torch.set_num_threads(1)
     with warnings.catch_warnings():
@@ -319,8 +456,18 @@ def table1_run(data: str, method: str, seed: int, recipe: SegmentationRecipe, ru
     history = trained(p, Path(runs) / f"{method}-{seed}")
     p.task.hausdorff, p.task.post = True, postprocess if post else None
     cases, means = score_rows(evaluate(p.method, p.task, p.test, each=True), p.test.names, method=method, seed=seed)
-    columns = ["step", "seconds", "loss", "task", "distillation", "meta", *(f"w_{m}" for m in SEQUENCES)]  # the same for every method: they share a file
-    curve = [{"method": method, "seed": seed, **h} for h in history.reindex(columns=columns).round(5).to_dict("records")]
+    columns = [
+        "step",
+        "seconds",
+        "loss",
+        "task",
+        "distillation",
+        "meta",
+        *(f"w_{m}" for m in SEQUENCES),
+    ]  # the same for every method: they share a file
+    curve = [
+        {"method": method, "seed": seed, **h} for h in history.reindex(columns=columns).round(5).to_dict("records")
+    ]
     return [(CURVES1, curve), (CASES, cases), (TABLE1, means)]
 
 
@@ -352,7 +499,19 @@ def table1(
     out, methods = Path(out), tuple(Brats.methods()) if methods is None else tuple(methods)
     experiment = Brats(data, split=split)
     keep_recipe(out / "table1_recipe.json", Brats, recipe, methods, case_digests(experiment, recipe) | {"post": post})
-    jobs = [{"data": str(data), "method": m, "seed": s, "recipe": recipe, "runs": str(runs), "split": None if split is None else str(split), "post": post} for s in range(seeds) for m in methods]
+    jobs = [
+        {
+            "data": str(data),
+            "method": m,
+            "seed": s,
+            "recipe": recipe,
+            "runs": str(runs),
+            "split": None if split is None else str(split),
+            "post": post,
+        }
+        for s in range(seeds)
+        for m in methods
+    ]
     sweep(jobs, table1_run, out, table1_done, workers, backend, [TABLE1, CASES, CURVES1], Brats)
     return read_runs(out / TABLE1)
 
@@ -391,7 +550,13 @@ def table1_summary(
     "The foot of the paper's table: each average, its rank within the region, and the one-tailed paired p over the 15 subsets that `method` is better."
     subsets, average, sign = view.drop("average"), view.loc["average"], 1 if higher else -1
     rank = (sign * average).groupby(level=0).rank(ascending=False)
-    p = pd.Series({(g, m): float("nan") if m == method else paired_p(sign * subsets[(g, method)], sign * subsets[(g, m)]) for g, m in view.columns if (g, method) in view})
+    p = pd.Series(
+        {
+            (g, m): float("nan") if m == method else paired_p(sign * subsets[(g, method)], sign * subsets[(g, m)])
+            for g, m in view.columns
+            if (g, method) in view
+        }
+    )
     return pd.DataFrame({"average": average, "rank": rank, "p": p}).T[view.columns]
 
 
@@ -405,7 +570,21 @@ def table1_gains(
         here = cases[cases.region == region]
         for other in others:
             seeds = set(here[here.method == method].seed) & set(here[here.method == other].seed)
-            pairs = here[here.seed.isin(seeds)].groupby(["case", "method"]).dice.mean().unstack()[[method, other]].dropna()
+            pairs = (
+                here[here.seed.isin(seeds)].groupby(["case", "method"]).dice.mean().unstack()[[method, other]].dropna()
+            )
             gain, half = mean_interval(pairs[method] - pairs[other])
-            rows.append({"region": region, "against": other, "seeds": len(seeds), "cases": len(pairs), method: pairs[method].mean(), "its mean": pairs[other].mean(), "gain": gain, "half": half, "p": paired_p(pairs[method], pairs[other])})
+            rows.append(
+                {
+                    "region": region,
+                    "against": other,
+                    "seeds": len(seeds),
+                    "cases": len(pairs),
+                    method: pairs[method].mean(),
+                    "its mean": pairs[other].mean(),
+                    "gain": gain,
+                    "half": half,
+                    "p": paired_p(pairs[method], pairs[other]),
+                }
+            )
     return pd.DataFrame(rows)

@@ -25,7 +25,19 @@ from .data.adni import adni_split, read_adni
 from .data.memory_clinic import simulate_clinic
 from .data.shipped import ad_data, multiple_features
 from .evaluation import evaluate, evaluate_present, mean_interval, paired_p
-from .experiments import ClassifierRecipe, Entry, Experiment, Prepared, build_metakd, build_model, build_supervised, has_run, keep_recipe, read_runs, sweep
+from metakd.experiments import (
+    ClassifierRecipe,
+    Entry,
+    Experiment,
+    Prepared,
+    build_metakd,
+    build_model,
+    build_supervised,
+    has_run,
+    keep_recipe,
+    read_runs,
+    sweep,
+)
 from .files import source_digest
 from .meta import MetaKDRecipe
 from .modalities import MetakdError, MetakdWarning, Source, expand_to
@@ -74,13 +86,19 @@ class MeanInput(Supervised):
     def __init__(self, model: MultimodalModel, task: Task, recipe: Recipe):
         super().__init__(model, task, recipe)
         model.impute_deepest = self.impute
-        for m, shape in model.shapes.items(): self.register_buffer(f"mean_{m}", torch.zeros(1, *shape))
+        for m, shape in model.shapes.items():
+            self.register_buffer(f"mean_{m}", torch.zeros(1, *shape))
 
     def setup(self, data: Source) -> None:
         "The means, value by value; unknown values do not count."
         super().setup(data)
         batches = list(data.whole())
-        for i, m in enumerate(self.modalities): getattr(self, f"mean_{m}").copy_(torch.cat([b.x[m][b.available[:, i]] for b in batches if m in b.x]).nanmean(0, keepdim=True).nan_to_num())
+        for i, m in enumerate(self.modalities):
+            getattr(self, f"mean_{m}").copy_(
+                torch.cat([b.x[m][b.available[:, i]] for b in batches if m in b.x])
+                .nanmean(0, keepdim=True)
+                .nan_to_num()
+            )
 
     def impute(self, features: Tensor, available: Tensor) -> Tensor:  # [B, M, C, ...] -> the same
         everything = torch.ones_like(available[:1])
@@ -98,15 +116,25 @@ class Boosted(Method):
 
     def __init__(self, shapes: Mapping[str, Sequence[int]], **options):
         from sklearn.ensemble import HistGradientBoostingClassifier
+
         super().__init__()
-        self.modalities, self.shapes, self.optimizers, self.trees = tuple(shapes), dict(shapes), {}, HistGradientBoostingClassifier(**options)
+        self.modalities, self.shapes, self.optimizers, self.trees = (
+            tuple(shapes),
+            dict(shapes),
+            {},
+            HistGradientBoostingClassifier(**options),
+        )
 
     def table(self, x: dict[str, Tensor], available: Tensor) -> np.ndarray:  # [B, all columns], NaN where missing
-        return torch.cat([torch.where(available[:, [k]], x[m].flatten(1), torch.nan) for k, m in enumerate(self.modalities)], 1).numpy()
+        return torch.cat(
+            [torch.where(available[:, [k]], x[m].flatten(1), torch.nan) for k, m in enumerate(self.modalities)], 1
+        ).numpy()
 
     def setup(self, data: Source) -> None:
         batches = list(data.whole())
-        self.trees.fit(np.concatenate([self.table(b.x, b.available) for b in batches]), torch.cat([b.y for b in batches]).numpy())
+        self.trees.fit(
+            np.concatenate([self.table(b.x, b.available) for b in batches]), torch.cat([b.y for b in batches]).numpy()
+        )
 
     def predict(self, x: dict[str, Tensor], available: Tensor) -> Tensor:  # log probabilities [B, classes]
         return torch.from_numpy(self.trees.predict_proba(self.table(x, available))).clamp(min=1e-9).log()
@@ -118,29 +146,50 @@ def build_boosted(shapes: Mapping[str, Sequence[int]], task: Task, recipe: Study
 
 
 ANY_SHAPE: dict[str, Entry] = {
-    "MeanInput": Entry(build_mean_input), "ZeroFill": Entry(build_zero), "HistGradientBoosting": Entry(build_boosted), "NoKD": Entry(build_supervised), "MetaKD": Entry(build_metakd, StudyMetaKD),
+    "MeanInput": Entry(build_mean_input),
+    "ZeroFill": Entry(build_zero),
+    "HistGradientBoosting": Entry(build_boosted),
+    "NoKD": Entry(build_supervised),
+    "MetaKD": Entry(build_metakd, StudyMetaKD),
 }
 
 # %% ../nbs/39_studies.ipynb #39c4000e
-STUDIES: dict[str, Callable[[], tuple[dict[str, pd.DataFrame | View], pd.Series]]] = {"digits": multiple_features, "alzheimer": ad_data, "clinic": simulate_clinic}
+STUDIES: dict[str, Callable[[], tuple[dict[str, pd.DataFrame | View], pd.Series]]] = {
+    "digits": multiple_features,
+    "alzheimer": ad_data,
+    "clinic": simulate_clinic,
+}
 
 
 @lru_cache
 def read_study(data: str) -> tuple[dict[str, pd.DataFrame | View], pd.Series]:
     "Modalities and labels, by name or from a folder."
-    if data in STUDIES: return STUDIES[data]()
-    if not Path(data).is_dir(): raise MetakdError(f"unknown study '{data}': choose {', '.join(STUDIES)}, or a folder in the layout of chapter 13")
+    if data in STUDIES:
+        return STUDIES[data]()
+    if not Path(data).is_dir():
+        raise MetakdError(
+            f"unknown study '{data}': choose {', '.join(STUDIES)}, or a folder in the layout of chapter 13"
+        )
     return read_adni(data)
 
 # %% ../nbs/39_studies.ipynb #39c40030
 METRICS = ("balanced_accuracy", "accuracy", "f1", "auc")
-PAPER_ADNI = {"Flex-MoE": (58.71, 40.42), "MetaKD": (62.83, 44.64)}  # arXiv 2405.07155 on ADNI, accuracy and macro F1 in %, means over subsets; second-hand, from a summary of the paper
+PAPER_ADNI = {
+    "Flex-MoE": (58.71, 40.42),
+    "MetaKD": (62.83, 44.64),
+}  # arXiv 2405.07155 on ADNI, accuracy and macro F1 in %, means over subsets; second-hand, from a summary of the paper
 
 
 @dataclass(frozen=True)
 class Study(Experiment):
     "A data set of unlike modalities, for one method. The seed is the recipe's."
-    kind, known, rows, shared = "ANY_SHAPE", ANY_SHAPE, ("MeanInput", "ZeroFill", "HistGradientBoosting", "Flex-MoE", "NoKD", "MetaKD"), StudyRecipe
+
+    kind, known, rows, shared = (
+        "ANY_SHAPE",
+        ANY_SHAPE,
+        ("MeanInput", "ZeroFill", "HistGradientBoosting", "Flex-MoE", "NoKD", "MetaKD"),
+        StudyRecipe,
+    )
     command, paths = "study", ("data",)
 
     data: str = "digits"
@@ -154,15 +203,19 @@ class Study(Experiment):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 <= self.hidden < 1: raise MetakdError(f"hidden = {self.hidden} is not in 0..1: it is the part of all entries to leave out")
-        if self.folds < 0 or self.folds == 1: raise MetakdError(f"folds = {self.folds}: a cross-validation has at least 2, 0 means a random split")
+        if not 0 <= self.hidden < 1:
+            raise MetakdError(f"hidden = {self.hidden} is not in 0..1: it is the part of all entries to leave out")
+        if self.folds < 0 or self.folds == 1:
+            raise MetakdError(f"folds = {self.folds}: a cross-validation has at least 2, 0 means a random split")
 
     def samples(self, seed: int) -> tuple[Samples, pd.Series]:  # and everybody's label
         "Everybody, with holes as asked for."
         views, y = read_study(self.data)
         return hide(align(views, y), self.hidden, seed // self.folds if self.folds else seed), y
 
-    def build(self, samples: Samples, y: Tensor | None, recipe: StudyRecipe) -> tuple[Method, Classification, StudyRecipe]:
+    def build(
+        self, samples: Samples, y: Tensor | None, recipe: StudyRecipe
+    ) -> tuple[Method, Classification, StudyRecipe]:
         "The method with fresh weights from the recipe's seed, and the task."
         recipe = self.recipe_for(self.method, recipe)
         task = Classification(len(samples.classes), METRICS, y if recipe.balanced else None)
@@ -176,10 +229,24 @@ class Study(Experiment):
         training, validation, test = (samples.at(ids) for ids in split.values())
         method, task, recipe = self.build(samples, training.y, recipe)
         about = self.about(
-            split={part: [str(i) for i in ids] for part, ids in split.items()}, columns={m: list(c) for m, c in samples.columns.items()}, classes=[str(c) for c in samples.classes],
+            split={part: [str(i) for i in ids] for part, ids in split.items()},
+            columns={m: list(c) for m, c in samples.columns.items()},
+            classes=[str(c) for c in samples.classes],
             test={"samples": test.size, "digest": source_digest(test)},
         )
-        return Prepared(method, task, recipe, training, validation, test, validation, None, self.data, about, [str(i) for i in split["test"]])
+        return Prepared(
+            method,
+            task,
+            recipe,
+            training,
+            validation,
+            test,
+            validation,
+            None,
+            self.data,
+            about,
+            [str(i) for i in split["test"]],
+        )
 
     def prepare_test(self, recipe: StudyRecipe, about: Mapping, split: Path | None = None) -> Prepared:
         "The test people of a run, or those that another split names; tables get the columns that the training had, in their order."
@@ -187,12 +254,31 @@ class Study(Experiment):
         samples = in_order(samples, about)
         names = read_split(split) if split else {"test": about["split"]["test"]}
         known = {str(i): i for i in samples.ids}
-        if not names.get("test"): raise MetakdError(f"{split}: the list 'test' is missing or empty")
-        if (unknown := [n for n in names["test"] if n not in known]): raise MetakdError(f"{unknown[0]!r} of the test people is not in {self.data}, which knows {len(known)} people")
-        if split and (seen := set(names["test"]) & set(about["split"]["train"] + about["split"]["validation"])): raise MetakdError(f"{min(seen)!r} is of those on whom this run was trained or chosen, and cannot be tested on it")
+        if not names.get("test"):
+            raise MetakdError(f"{split}: the list 'test' is missing or empty")
+        if unknown := [n for n in names["test"] if n not in known]:
+            raise MetakdError(
+                f"{unknown[0]!r} of the test people is not in {self.data}, which knows {len(known)} people"
+            )
+        if split and (seen := set(names["test"]) & set(about["split"]["train"] + about["split"]["validation"])):
+            raise MetakdError(
+                f"{min(seen)!r} is of those on whom this run was trained or chosen, and cannot be tested on it"
+            )
         test = samples.at([known[n] for n in names["test"]])
         method, task, recipe = self.build(samples, None, recipe)
-        return Prepared(method, task, recipe, None, None, test, None, None, self.data, self.about(test={"samples": test.size, "digest": source_digest(test)}), names["test"])
+        return Prepared(
+            method,
+            task,
+            recipe,
+            None,
+            None,
+            test,
+            None,
+            None,
+            self.data,
+            self.about(test={"samples": test.size, "digest": source_digest(test)}),
+            names["test"],
+        )
 
     @classmethod
     def reopen(cls, about: Mapping, data: str | Path | None = None) -> "Study":
@@ -202,7 +288,8 @@ class Study(Experiment):
 
     def split(self, samples: Samples, y: pd.Series, seed: int) -> dict[str, pd.Index]:  # PARTS -> identifiers
         "The folds, the folder's own lists, or a random split."
-        if self.folds: return fold(samples, self.folds, seed)
+        if self.folds:
+            return fold(samples, self.folds, seed)
         own = None if self.data in STUDIES else adni_split(self.data)
         return check_split(own, samples, y.index) if own else stratified_split(samples, seed=seed)
 
@@ -210,14 +297,25 @@ class Study(Experiment):
 def in_order(samples: Samples, about: Mapping) -> Samples:
     "The same people with modalities, columns and classes as a run had them. Raises a `MetakdError` where some are missing."
     x, columns = {}, about["columns"]
-    if [str(c) for c in samples.classes] != about["classes"]: raise MetakdError(f"classes are {', '.join(map(str, samples.classes))}, in training {', '.join(about['classes'])}")
+    if [str(c) for c in samples.classes] != about["classes"]:
+        raise MetakdError(
+            f"classes are {', '.join(map(str, samples.classes))}, in training {', '.join(about['classes'])}"
+        )
     for m, wanted in columns.items():
-        if m not in samples.modalities: raise MetakdError(f"the modality '{m}' of the training is not there; there are {', '.join(samples.modalities)}")
+        if m not in samples.modalities:
+            raise MetakdError(
+                f"the modality '{m}' of the training is not there; there are {', '.join(samples.modalities)}"
+            )
         there = list(samples.columns.get(m, ()))
-        if (missing := [c for c in wanted if c not in there]): raise MetakdError(f"'{m}' has no column '{missing[0]}', which the training had")
+        if missing := [c for c in wanted if c not in there]:
+            raise MetakdError(f"'{m}' has no column '{missing[0]}', which the training had")
         x[m] = samples.batch.x[m] if there == list(wanted) else samples.batch.x[m][:, [there.index(c) for c in wanted]]
     order = [samples.modalities.index(m) for m in columns]
-    return replace(samples, batch=samples.batch._replace(x=x, available=samples.batch.available[:, order]), columns={m: tuple(c) for m, c in columns.items()})
+    return replace(
+        samples,
+        batch=samples.batch._replace(x=x, available=samples.batch.available[:, order]),
+        columns={m: tuple(c) for m, c in columns.items()},
+    )
 
 
 def fold(
@@ -227,6 +325,7 @@ def fold(
 ) -> dict[str, pd.Index]:  # PARTS -> identifiers; validation is as large as test
     "One of the folds of repeated stratified cross-validation."
     from sklearn.model_selection import StratifiedKFold, train_test_split
+
     y, (shuffling, k) = samples.batch.y.numpy(), divmod(seed, folds)
     rest, test = list(StratifiedKFold(folds, shuffle=True, random_state=shuffling).split(y, y))[k]
     training, validation = train_test_split(rest, test_size=len(test), stratify=y[rest], random_state=seed)
@@ -237,12 +336,22 @@ RUNS, SUBSETS, CURVES = "studies.csv", "studies_subsets.csv", "studies_importanc
 KEY = ["data", "hidden", "folds", "drop", "method", "seed"]
 
 
-def result_rows(study: Study, p: Prepared, validation: float) -> list[tuple[str, list[dict]]]:  # [(file, rows), ...], the run's own row last
+def result_rows(
+    study: Study, p: Prepared, validation: float
+) -> list[tuple[str, list[dict]]]:  # [(file, rows), ...], the run's own row last
     "Test data, once, at the end."
     key = dict(zip(KEY, (study.data, study.hidden, study.folds, p.recipe.drop, study.method, p.recipe.seed)))
     table, percent = evaluate(p.method, p.task, p.test), lambda values: {m: round(100 * values[m], 4) for m in METRICS}
-    row = {**key, **percent(table[list(METRICS)].mean()), **{f"present_{m}": v for m, v in percent(evaluate_present(p.method, p.task, p.test)).items()}, "validation": round(100 * validation, 4)}
-    return [(SUBSETS, [{**key, "subset": r["subset"], "n": r["n"], **percent(r)} for r in table.to_dict("records")]), (RUNS, [row])]
+    row = {
+        **key,
+        **percent(table[list(METRICS)].mean()),
+        **{f"present_{m}": v for m, v in percent(evaluate_present(p.method, p.task, p.test)).items()},
+        "validation": round(100 * validation, 4),
+    }
+    return [
+        (SUBSETS, [{**key, "subset": r["subset"], "n": r["n"], **percent(r)} for r in table.to_dict("records")]),
+        (RUNS, [row]),
+    ]
 
 
 def study_run(recipe: StudyRecipe, seed: int, drop: float, **study) -> list[tuple[str, list[dict]]]:
@@ -250,13 +359,19 @@ def study_run(recipe: StudyRecipe, seed: int, drop: float, **study) -> list[tupl
     torch.set_num_threads(1)
     study = Study(**study)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", MetakdWarning)  # who is left out, and which columns say nothing, was said once, by `studies`
+        warnings.simplefilter(
+            "ignore", MetakdWarning
+        )  # who is left out, and which columns say nothing, was said once, by `studies`
         p = study.prepare(replace(recipe, seed=seed))
     history = train(p.method, p.task, p.recipe, p.train, p.validation, p.asked, progress=False, meta=p.meta)
     watched, weights = history[p.task.main_metric], history[[c for c in history if c.startswith("w_")]]
     results = result_rows(study, p, watched.max() if recipe.select == "best" else watched.iloc[-1])
     key = {k: results[-1][1][0][k] for k in KEY}
-    curve = [{**key, "epoch": int(history.epoch[k]), "modality": c[2:], "w": round(row[c], 6)} for k, row in weights.dropna().iterrows() for c in weights]
+    curve = [
+        {**key, "epoch": int(history.epoch[k]), "modality": c[2:], "w": round(row[c], 6)}
+        for k, row in weights.dropna().iterrows()
+        for c in weights
+    ]
     return [(CURVES, curve)] * bool(curve) + results
 
 # %% ../nbs/39_studies.ipynb #39c40041
@@ -277,11 +392,19 @@ def studies(
     out, chosen = Path(out), tuple(Study.methods() if methods is None else methods)
     everybody = align(*read_study(study.data))  # once, aloud
     setting = {"data": study.data, "hidden": study.hidden, "folds": study.folds, "drop": recipe.drop}
-    keep_recipe(out / f"studies_{Path(study.data).name}_drop{recipe.drop:g}_recipe.json", Study, recipe, chosen, {"people": source_digest(everybody.batch)})
+    keep_recipe(
+        out / f"studies_{Path(study.data).name}_drop{recipe.drop:g}_recipe.json",
+        Study,
+        recipe,
+        chosen,
+        {"people": source_digest(everybody.batch)},
+    )
     jobs = [{**setting, "method": m, "seed": s, "recipe": recipe} for s in range(seeds) for m in chosen]
     sweep(jobs, study_run, out, study_done, workers, tables=(RUNS, SUBSETS, CURVES), experiment=Study)
     runs = read_runs(out / RUNS)
-    return runs[(runs[list(setting)] == list(setting.values())).all(axis=1) & runs.method.isin(chosen) & (runs.seed < seeds)]
+    return runs[
+        (runs[list(setting)] == list(setting.values())).all(axis=1) & runs.method.isin(chosen) & (runs.seed < seeds)
+    ]
 
 # %% ../nbs/39_studies.ipynb #39c40016
 def shared_part(runs: pd.DataFrame) -> float:  # of one study
@@ -302,7 +425,15 @@ def study_view(
         for metric in metrics:
             mean, half = mean_interval(own[metric], shared=shared)
             both = best.index.intersection(own.index)
-            row[metric] = f"{mean:.1f}" + (f" ± {half:.1f}" if len(own) > 1 else "") + (f" (p {paired_p(best[metric][both], own[metric][both], shared):.3f})" if name != method and len(both) > 1 else "")
+            row[metric] = (
+                f"{mean:.1f}"
+                + (f" ± {half:.1f}" if len(own) > 1 else "")
+                + (
+                    f" (p {paired_p(best[metric][both], own[metric][both], shared):.3f})"
+                    if name != method and len(both) > 1
+                    else ""
+                )
+            )
         table[name] = row
     return pd.DataFrame(table).T
 
@@ -317,7 +448,12 @@ def study_gains(
     for m in (m for m in Study.methods() if m in wide and m != method):
         for metric in metrics:
             a, b = wide[method][metric].align(wide[m][metric], join="inner")
-            rows[m, metric] = {f"{method} is better by": (a - b).mean(), "in % of the runs": 100 * (a > b).mean(), "p, plain": paired_p(a, b), "p, corrected": paired_p(a, b, shared)}
+            rows[m, metric] = {
+                f"{method} is better by": (a - b).mean(),
+                "in % of the runs": 100 * (a > b).mean(),
+                "p, plain": paired_p(a, b),
+                "p, corrected": paired_p(a, b, shared),
+            }
     return pd.DataFrame(rows).T
 
 
@@ -327,5 +463,7 @@ def subsets_view(
 ) -> pd.DataFrame:  # subsets by methods: mean over seeds in %
     "How each method answers from each subset of modalities; the last row is the mean over subsets."
     table = subsets.pivot_table(index="subset", columns="method", values=metric, sort=False)
-    table = table.sort_index(key=lambda names: names.str.count(r"\+"), kind="stable")[[m for m in Study.methods() if m in table]]
+    table = table.sort_index(key=lambda names: names.str.count(r"\+"), kind="stable")[
+        [m for m in Study.methods() if m in table]
+    ]
     return pd.concat([table, table.mean().to_frame("mean over subsets").T]).rename_axis("subset")

@@ -26,11 +26,13 @@ from .files import read_json
 from .modalities import Batch, MetakdError, MetakdWarning
 
 # %% ../nbs/02_tables.ipynb #7a1e0c08
-def quoted(who) -> str: return repr(getattr(who, "item", lambda: who)())  # an identifier: 1, not np.int64(1)
+def quoted(who) -> str:
+    return repr(getattr(who, "item", lambda: who)())  # an identifier: 1, not np.int64(1)
 
 
 class View(NamedTuple):
     "One modality of some people."
+
     ids: pd.Index  # n of them, each once
     values: np.ndarray  # float32 [n, ...], NaN where a single value is unknown
     columns: tuple[str, ...] = ()  # their names, for a table
@@ -41,11 +43,20 @@ def identifiers(
     name: str,  # for messages
 ) -> pd.Index:
     "Who stands in a table, checked: one identifier for each row, each once; blanks around a text do not belong to it."
-    if isinstance(ids, pd.MultiIndex): raise MetakdError(f"'{name}': identifiers have {ids.nlevels} levels ({', '.join(map(str, ids.names))}); make one of them, or set_index to the one that says who")
-    if ids.hasnans: raise MetakdError(f"'{name}': row {int(np.flatnonzero(ids.isna())[0])} has no identifier")
-    if ids.dtype.kind in "fc" and not (np.asarray(ids) % 1 == 0).all(): raise MetakdError(f"'{name}': an identifier is {quoted(ids[0])}; is the index the one that says who?")
-    if ids.dtype.kind not in "iufbM": ids = pd.Index([i.strip() if isinstance(i, str) else i for i in ids], name=ids.name)
-    if (again := ids[ids.duplicated()]).size: raise MetakdError(f"'{name}': identifier {quoted(again[0])} stands in {(ids == again[0]).sum()} rows; keep one row for each person")
+    if isinstance(ids, pd.MultiIndex):
+        raise MetakdError(
+            f"'{name}': identifiers have {ids.nlevels} levels ({', '.join(map(str, ids.names))}); make one of them, or set_index to the one that says who"
+        )
+    if ids.hasnans:
+        raise MetakdError(f"'{name}': row {int(np.flatnonzero(ids.isna())[0])} has no identifier")
+    if ids.dtype.kind in "fc" and not (np.asarray(ids) % 1 == 0).all():
+        raise MetakdError(f"'{name}': an identifier is {quoted(ids[0])}; is the index the one that says who?")
+    if ids.dtype.kind not in "iufbM":
+        ids = pd.Index([i.strip() if isinstance(i, str) else i for i in ids], name=ids.name)
+    if (again := ids[ids.duplicated()]).size:
+        raise MetakdError(
+            f"'{name}': identifier {quoted(again[0])} stands in {(ids == again[0]).sum()} rows; keep one row for each person"
+        )
     return ids
 
 
@@ -54,16 +65,27 @@ def as_view(
     name: str = "table",  # for messages
 ) -> View:  # without the rows that hold nothing
     "Check one modality; a `MetakdError` says which cell cannot be used."
-    if not isinstance(frame, (View, pd.DataFrame)): raise MetakdError(f"'{name}' is a {type(frame).__name__}, expected a pandas.DataFrame whose index says who, or a View")
+    if not isinstance(frame, (View, pd.DataFrame)):
+        raise MetakdError(
+            f"'{name}' is a {type(frame).__name__}, expected a pandas.DataFrame whose index says who, or a View"
+        )
     ids = identifiers(frame.ids if isinstance(frame, View) else frame.index, name)
-    if isinstance(frame, View): values, columns = np.asarray(frame.values, np.float32), frame.columns
-    else: values, columns = numbers(frame, name), tuple(map(str, frame.columns))
-    if len(values) != len(ids): raise MetakdError(f"'{name}': {len(ids)} identifiers for {len(values)} rows")
+    if isinstance(frame, View):
+        values, columns = np.asarray(frame.values, np.float32), frame.columns
+    else:
+        values, columns = numbers(frame, name), tuple(map(str, frame.columns))
+    if len(values) != len(ids):
+        raise MetakdError(f"'{name}': {len(ids)} identifiers for {len(values)} rows")
     flat = values.reshape(len(values), -1)
-    if (bad := np.argwhere(np.isinf(flat))).size: raise MetakdError(f"'{name}': an infinite value for {quoted(ids[bad[0][0]])}" + (f", column '{columns[bad[0][1]]}'" if columns else ""))
+    if (bad := np.argwhere(np.isinf(flat))).size:
+        raise MetakdError(
+            f"'{name}': an infinite value for {quoted(ids[bad[0][0]])}"
+            + (f", column '{columns[bad[0][1]]}'" if columns else "")
+        )
     known = ~np.isnan(flat)
     some = known.any(1)
-    if values.ndim > 2 and (broken := some & ~known.all(1)).any(): raise MetakdError(f"'{name}': {quoted(ids[broken][0])} has NaN in places; only a table may lack single values")
+    if values.ndim > 2 and (broken := some & ~known.all(1)).any():
+        raise MetakdError(f"'{name}': {quoted(ids[broken][0])} has NaN in places; only a table may lack single values")
     return View(ids[some], values[some], columns)
 
 
@@ -71,24 +93,41 @@ def column_problem(column: pd.Series) -> str | None:
     "What is wrong with a column that is not numbers."
     kind = getattr(column.dtype, "kind", "O")
     held = column.dropna()
-    if kind in "mM" or (len(held) and isinstance(held.iloc[0], (datetime.date, datetime.timedelta, pd.Period))): return "holds dates or time spans; make numbers of them, such as days since a first visit"
-    if kind == "c" or (len(held) and isinstance(held.iloc[0], complex)): return "holds complex numbers; keep what is measured, such as their size"
+    if kind in "mM" or (len(held) and isinstance(held.iloc[0], (datetime.date, datetime.timedelta, pd.Period))):
+        return "holds dates or time spans; make numbers of them, such as days since a first visit"
+    if kind == "c" or (len(held) and isinstance(held.iloc[0], complex)):
+        return "holds complex numbers; keep what is measured, such as their size"
     odd = held[pd.to_numeric(held.astype(object), errors="coerce").isna()]
-    return f"is not numeric, it holds {quoted(odd.iloc[0])} for {quoted(odd.index[0])}; encode it (pandas.get_dummies) or drop it" if len(odd) else None
+    return (
+        f"is not numeric, it holds {quoted(odd.iloc[0])} for {quoted(odd.index[0])}; encode it (pandas.get_dummies) or drop it"
+        if len(odd)
+        else None
+    )
 
 
 def mixed_numbers(frame: pd.DataFrame, mixed: np.ndarray, name: str) -> np.ndarray:  # float32 [n, columns]
     "All cells as numbers, the `mixed` columns (not of a number's type) in one go; the first that holds anything else is named."
     cells = frame.iloc[:, mixed].to_numpy(object)
     plain = {int, float, bool, str, type(None), type(pd.NA)}
-    simple = all(t in plain or issubclass(t, (np.integer, np.floating, np.bool_)) for t in set(map(type, cells.ravel())))
-    read = pd.to_numeric(pd.Series(cells.ravel(), dtype=object), errors="coerce").to_numpy(float, na_value=np.nan).reshape(cells.shape) if simple else None
+    simple = all(
+        t in plain or issubclass(t, (np.integer, np.floating, np.bool_)) for t in set(map(type, cells.ravel()))
+    )
+    read = (
+        pd.to_numeric(pd.Series(cells.ravel(), dtype=object), errors="coerce")
+        .to_numpy(float, na_value=np.nan)
+        .reshape(cells.shape)
+        if simple
+        else None
+    )
     wrong = np.arange(len(mixed)) if read is None else np.flatnonzero((np.isnan(read) & ~pd.isna(cells)).any(0))
     for k in wrong:
-        if (problem := column_problem(frame.iloc[:, mixed[k]])): raise MetakdError(f"'{name}': column '{frame.columns[mixed[k]]}' {problem}")
+        if problem := column_problem(frame.iloc[:, mixed[k]]):
+            raise MetakdError(f"'{name}': column '{frame.columns[mixed[k]]}' {problem}")
     with np.errstate(over="ignore"):
-        if not len(mixed): return frame.to_numpy(np.float32, na_value=np.nan)
-        if read is None: return frame.astype(object).apply(pd.to_numeric).to_numpy(np.float32, na_value=np.nan)
+        if not len(mixed):
+            return frame.to_numpy(np.float32, na_value=np.nan)
+        if read is None:
+            return frame.astype(object).apply(pd.to_numeric).to_numpy(np.float32, na_value=np.nan)
         values = np.empty(frame.shape, np.float32)
         values[:, mixed] = read
         rest = np.setdiff1d(np.arange(frame.shape[1]), mixed)
@@ -98,29 +137,46 @@ def mixed_numbers(frame: pd.DataFrame, mixed: np.ndarray, name: str) -> np.ndarr
 
 def numbers(frame: pd.DataFrame, name: str) -> np.ndarray:  # float32 [n, columns]
     "The cells of a table. Columns that say nothing are allowed, and named."
-    if frame.columns.nlevels > 1: raise MetakdError(f"'{name}': columns have {frame.columns.nlevels} levels of names; make one of them")
-    if (again := frame.columns[frame.columns.duplicated()]).size: raise MetakdError(f"'{name}': two columns are called {again[0]!r}")
-    if (unnamed := [c for c in frame.columns if str(c).strip() == "" or re.fullmatch(r"Unnamed: \d+", str(c))]): raise MetakdError(f"'{name}': a column has no name ({unnamed[0]!r}); is it the row numbers of a table that was saved with them? Drop or name it")
-    if not frame.shape[1]: raise MetakdError(f"'{name}': there is no column beside the identifier")
+    if frame.columns.nlevels > 1:
+        raise MetakdError(f"'{name}': columns have {frame.columns.nlevels} levels of names; make one of them")
+    if (again := frame.columns[frame.columns.duplicated()]).size:
+        raise MetakdError(f"'{name}': two columns are called {again[0]!r}")
+    if unnamed := [c for c in frame.columns if str(c).strip() == "" or re.fullmatch(r"Unnamed: \d+", str(c))]:
+        raise MetakdError(
+            f"'{name}': a column has no name ({unnamed[0]!r}); is it the row numbers of a table that was saved with them? Drop or name it"
+        )
+    if not frame.shape[1]:
+        raise MetakdError(f"'{name}': there is no column beside the identifier")
     plain = [getattr(t, "kind", "O") in "iufb" for t in frame.dtypes]
     values = mixed_numbers(frame, np.flatnonzero(~np.array(plain, bool)), name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of columns without any number
         same = ~(np.nanmax(values, 0) > np.nanmin(values, 0)) if len(values) else np.zeros(values.shape[1], bool)
-    if same.any(): warnings.warn(f"'{name}': {same.sum()} of {same.size} columns are empty or constant and say nothing, such as '{frame.columns[same][0]}'", MetakdWarning, stacklevel=3)
+    if same.any():
+        warnings.warn(
+            f"'{name}': {same.sum()} of {same.size} columns are empty or constant and say nothing, such as '{frame.columns[same][0]}'",
+            MetakdWarning,
+            stacklevel=3,
+        )
     return values
 
 # %% ../nbs/02_tables.ipynb #7a1e0c0d
 def decoded(path: Path) -> str:
     "A text file in UTF-8, UTF-16 with its mark, or as old spreadsheets write it."
-    try: content = path.read_bytes()
-    except OSError as e: raise MetakdError(f"{path}: not readable as CSV ({e.strerror or e})") from None
-    if content[:4] == b"PK\x03\x04" or content[:4] == b"\xd0\xcf\x11\xe0": raise MetakdError(f"{path}: is an Excel workbook; save the sheet as CSV")
+    try:
+        content = path.read_bytes()
+    except OSError as e:
+        raise MetakdError(f"{path}: not readable as CSV ({e.strerror or e})") from None
+    if content[:4] == b"PK\x03\x04" or content[:4] == b"\xd0\xcf\x11\xe0":
+        raise MetakdError(f"{path}: is an Excel workbook; save the sheet as CSV")
     encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-    if b"\0" in content and encoding != "utf-16": raise MetakdError(f"{path}: not readable as CSV (it holds null bytes); expected a text file")
-    try: return content.decode(encoding)
+    if b"\0" in content and encoding != "utf-16":
+        raise MetakdError(f"{path}: not readable as CSV (it holds null bytes); expected a text file")
+    try:
+        return content.decode(encoding)
     except UnicodeDecodeError:
-        if encoding == "utf-16": raise MetakdError(f"{path}: not readable as CSV (broken UTF-16); save it as UTF-8") from None
+        if encoding == "utf-16":
+            raise MetakdError(f"{path}: not readable as CSV (broken UTF-16); save it as UTF-8") from None
     return content.decode("cp1252", errors="replace")
 
 
@@ -139,43 +195,72 @@ def read_view(
     lines = text.splitlines()
     sep = options.pop("sep", None) or separator(lines[0] if lines else "")
     rows = [r for r in csv.reader(lines, delimiter=sep) if r] if len(sep) == 1 else []
-    if len(sep) == 1: check_rows(path, rows)
+    if len(sep) == 1:
+        check_rows(path, rows)
     comma = any(re.fullmatch(r"\s*-?\d+,\d+\s*", cell) for r in rows[1:200] for cell in r[1:])
-    try: frame = pd.read_csv(io.StringIO(text), dtype={0: str}, low_memory=False, sep=sep, decimal=options.pop("decimal", "," if comma else "."), index_col=False, **options)
-    except (OSError, ValueError, TypeError, OverflowError) as e: raise MetakdError(f"{path}: not readable as CSV ({e})") from None
+    try:
+        frame = pd.read_csv(
+            io.StringIO(text),
+            dtype={0: str},
+            low_memory=False,
+            sep=sep,
+            decimal=options.pop("decimal", "," if comma else "."),
+            index_col=False,
+            **options,
+        )
+    except (OSError, ValueError, TypeError, OverflowError) as e:
+        raise MetakdError(f"{path}: not readable as CSV ({e})") from None
     return frame.set_index(frame.columns[0])
 
 
 def check_rows(path: Path, rows: list[list[str]]) -> None:
     "Raise a `MetakdError` where a file is no table with a header: empty, without names, with a name twice, or with rows of other lengths."
-    if not rows: raise MetakdError(f"{path}: is empty; expected a header and a row for each person")
+    if not rows:
+        raise MetakdError(f"{path}: is empty; expected a header and a row for each person")
     header = [h.strip() for h in rows[0]]
-    is_number = lambda cell: re.fullmatch(r"[-+]?[\d.,]+([eE][-+]?\d+)?", cell) is not None
-    if len(header) > 1 and all(map(is_number, header[1:])): raise MetakdError(f"{path}: its first line holds numbers ({', '.join(header[:4])}); expected names of columns")
-    if len(rows) == 1: raise MetakdError(f"{path}: holds a header and no row")
-    if len(twice := [h for h in header if header.count(h) > 1]): raise MetakdError(f"{path}: two columns are called '{twice[0]}'")
+
+    def is_number(cell):
+        return re.fullmatch(r"[-+]?[\d.,]+([eE][-+]?\d+)?", cell) is not None
+
+    if len(header) > 1 and all(map(is_number, header[1:])):
+        raise MetakdError(f"{path}: its first line holds numbers ({', '.join(header[:4])}); expected names of columns")
+    if len(rows) == 1:
+        raise MetakdError(f"{path}: holds a header and no row")
+    if len(twice := [h for h in header if header.count(h) > 1]):
+        raise MetakdError(f"{path}: two columns are called '{twice[0]}'")
     for number, row in enumerate(rows[1:], 2):
-        if len(row) != len(header): raise MetakdError(f"{path}: row {number} has {len(row)} cells, the header {len(header)}; is the file cut off, or a cell not quoted?")
+        if len(row) != len(header):
+            raise MetakdError(
+                f"{path}: row {number} has {len(row)} cells, the header {len(header)}; is the file cut off, or a cell not quoted?"
+            )
 
 # %% ../nbs/02_tables.ipynb #7a1e0c10
 @dataclass(frozen=True)
 class Samples:
     "Everybody who has a label and at least one modality."
+
     ids: pd.Index  # N
     batch: Batch  # `y` counts classes from 0
     classes: tuple  # their names, in order
-    columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # modality -> the names of its columns, for tables
+    columns: Mapping[str, tuple[str, ...]] = field(
+        default_factory=dict
+    )  # modality -> the names of its columns, for tables
 
     @property
-    def modalities(self) -> tuple[str, ...]: return tuple(self.batch.x)
+    def modalities(self) -> tuple[str, ...]:
+        return tuple(self.batch.x)
 
     @property
-    def shapes(self) -> dict[str, tuple[int, ...]]: return {m: tuple(v.shape[1:]) for m, v in self.batch.x.items()}
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {m: tuple(v.shape[1:]) for m, v in self.batch.x.items()}
 
     def at(self, ids: Sequence) -> Batch:
         "Their samples, in that order."
         index = self.ids.get_indexer(pd.Index(ids))
-        if (index < 0).any(): raise MetakdError(f"{quoted(pd.Index(ids)[index < 0][0])} is not among the {len(self.ids)} people with a label and a modality")
+        if (index < 0).any():
+            raise MetakdError(
+                f"{quoted(pd.Index(ids)[index < 0][0])} is not among the {len(self.ids)} people with a label and a modality"
+            )
         return self.batch.take(torch.from_numpy(index))
 
     def counts(self) -> pd.DataFrame:  # classes by modalities
@@ -185,27 +270,48 @@ class Samples:
         return table.reindex(range(len(self.classes)), fill_value=0).set_axis(list(self.classes)).assign(people=people)
 
 
-def first(ids: pd.Index) -> str: return f"{len(ids)} ({', '.join(map(quoted, ids[:3]))}{', ...' if len(ids) > 3 else ''})"
+def first(ids: pd.Index) -> str:
+    return f"{len(ids)} ({', '.join(map(quoted, ids[:3]))}{', ...' if len(ids) > 3 else ''})"
 
 
 def check_indexes(indexes: Mapping[str, pd.Index]) -> None:
     "Tables that were read without saying who stands in a row are numbered by pandas; joining those numbers joins strangers."
-    bare = {name: len(i) for name, i in indexes.items() if isinstance(i, pd.RangeIndex) and i.start == 0 and i.step == 1 and i.name is None}
-    if len(bare) < 2: return
+    bare = {
+        name: len(i)
+        for name, i in indexes.items()
+        if isinstance(i, pd.RangeIndex) and i.start == 0 and i.step == 1 and i.name is None
+    }
+    if len(bare) < 2:
+        return
     (a, n), (b, k) = min(bare.items(), key=lambda item: item[1]), max(bare.items(), key=lambda item: item[1])
-    if n != k: raise MetakdError(f"'{a}' ({n} rows) and '{b}' ({k} rows) have row numbers and no identifiers; read them with index_col=0, or set_index to the column that says who")
-    warnings.warn(f"{', '.join(bare)} have row numbers and no identifiers: row 0 of each is taken for the same person, and so on; name the index if that is so", MetakdWarning, stacklevel=3)
+    if n != k:
+        raise MetakdError(
+            f"'{a}' ({n} rows) and '{b}' ({k} rows) have row numbers and no identifiers; read them with index_col=0, or set_index to the column that says who"
+        )
+    warnings.warn(
+        f"{', '.join(bare)} have row numbers and no identifiers: row 0 of each is taken for the same person, and so on; name the index if that is so",
+        MetakdWarning,
+        stacklevel=3,
+    )
 
 
 def check_labels(y: pd.Series) -> None:
     "Raise a `MetakdError` where labels are a measurement and no classes."
-    if not len(y): raise MetakdError("labels: nobody has one")
-    if getattr(y.dtype, "kind", "O") in "mMc": raise MetakdError("labels are dates or complex numbers; expected a class for each person")
+    if not len(y):
+        raise MetakdError("labels: nobody has one")
+    if getattr(y.dtype, "kind", "O") in "mMc":
+        raise MetakdError("labels are dates or complex numbers; expected a class for each person")
     kinds = {type(v) for v in y.tolist()}
-    if len(kinds) > 1 and str in kinds: raise MetakdError(f"labels are partly text and partly {min(k.__name__ for k in kinds if k is not str)}; write all classes alike")
+    if len(kinds) > 1 and str in kinds:
+        raise MetakdError(
+            f"labels are partly text and partly {min(k.__name__ for k in kinds if k is not str)}; write all classes alike"
+        )
     real = getattr(y.dtype, "kind", "O") == "f" and (y % 1 != 0).any()
     classes = y.nunique()
-    if real or (len(y) >= 20 and classes > len(y) / 2): raise MetakdError(f"labels look like a measurement: {classes} different values, such as {quoted(y.iloc[0])}, for {len(y)} people; expected a class for each person. Cut them into classes, since regression is not there yet")
+    if real or (len(y) >= 20 and classes > len(y) / 2):
+        raise MetakdError(
+            f"labels look like a measurement: {classes} different values, such as {quoted(y.iloc[0])}, for {len(y)} people; expected a class for each person. Cut them into classes, since regression is not there yet"
+        )
 
 
 def align(
@@ -213,22 +319,42 @@ def align(
     y: pd.Series,  # a class for each identifier
 ) -> Samples:
     "Everybody's modalities side by side. People who cannot be used are left out with a warning."
-    if not isinstance(views, Mapping) or not views: raise MetakdError("expected a dictionary with a table for each modality, such as {'blood': frame}")
-    if (odd := [m for m in views if not isinstance(m, str) or not m or "+" in m]): raise MetakdError(f"a modality is called {odd[0]!r}; expected a text without '+'")
-    if not isinstance(y, pd.Series): raise MetakdError(f"labels are a {type(y).__name__}, expected a pandas.Series whose index says who" + (", such as one column of the table" if isinstance(y, pd.DataFrame) else ""))
-    if y.index.has_duplicates: raise MetakdError(f"labels: identifier {quoted(y.index[y.index.duplicated()][0])} stands there twice")
-    check_indexes({**{m: v.ids if isinstance(v, View) else getattr(v, "index", None) for m, v in views.items()}, "labels": y.index})
+    if not isinstance(views, Mapping) or not views:
+        raise MetakdError("expected a dictionary with a table for each modality, such as {'blood': frame}")
+    if odd := [m for m in views if not isinstance(m, str) or not m or "+" in m]:
+        raise MetakdError(f"a modality is called {odd[0]!r}; expected a text without '+'")
+    if not isinstance(y, pd.Series):
+        raise MetakdError(
+            f"labels are a {type(y).__name__}, expected a pandas.Series whose index says who"
+            + (", such as one column of the table" if isinstance(y, pd.DataFrame) else "")
+        )
+    if y.index.has_duplicates:
+        raise MetakdError(f"labels: identifier {quoted(y.index[y.index.duplicated()][0])} stands there twice")
+    check_indexes(
+        {
+            **{m: v.ids if isinstance(v, View) else getattr(v, "index", None) for m, v in views.items()},
+            "labels": y.index,
+        }
+    )
     y = y.set_axis(identifiers(y.index, "labels")).dropna()
     check_labels(y)
     checked = {m: as_view(v, m) for m, v in views.items()}
     for m, v in checked.items():
-        if len(v.ids) and len(y) and isinstance(v.ids[0], str) != isinstance(y.index[0], str): raise MetakdError(f"no identifier of '{m}' has a label: {quoted(v.ids[0])} against {quoted(y.index[0])}, one a text and the other not; read both alike, such as with dtype=str")
+        if len(v.ids) and len(y) and isinstance(v.ids[0], str) != isinstance(y.index[0], str):
+            raise MetakdError(
+                f"no identifier of '{m}' has a label: {quoted(v.ids[0])} against {quoted(y.index[0])}, one a text and the other not; read both alike, such as with dtype=str"
+            )
     has = {m: y.index.isin(v.ids) for m, v in checked.items()}
     for m, v in checked.items():
-        if not has[m].any(): raise MetakdError(f"no identifier of '{m}' has a label: {quoted(v.ids[0]) if len(v.ids) else 'nobody'} against {quoted(y.index[0])}; are they written alike?")
-        if len(odd := v.ids.difference(y.index, sort=False)): warnings.warn(f"'{m}': no label for {first(odd)}; left out", MetakdWarning, stacklevel=2)
+        if not has[m].any():
+            raise MetakdError(
+                f"no identifier of '{m}' has a label: {quoted(v.ids[0]) if len(v.ids) else 'nobody'} against {quoted(y.index[0])}; are they written alike?"
+            )
+        if len(odd := v.ids.difference(y.index, sort=False)):
+            warnings.warn(f"'{m}': no label for {first(odd)}; left out", MetakdWarning, stacklevel=2)
     some = np.logical_or.reduce(list(has.values()))
-    if not some.all(): warnings.warn(f"no modality at all for {first(y.index[~some])}; left out", MetakdWarning, stacklevel=2)
+    if not some.all():
+        warnings.warn(f"no modality at all for {first(y.index[~some])}; left out", MetakdWarning, stacklevel=2)
     y = y[some]
     classes, x = np.unique(y.to_numpy()), {}
     for m, v in checked.items():
@@ -236,14 +362,20 @@ def align(
         x[m] = torch.zeros(len(y), *v.values.shape[1:])
         x[m][torch.from_numpy(here)] = torch.from_numpy(np.ascontiguousarray(v.values[row[here]]))
     available = torch.from_numpy(np.stack([has[m][some] for m in checked], 1))
-    return Samples(y.index, Batch(x, available, torch.from_numpy(np.searchsorted(classes, y.to_numpy()))), tuple(classes.tolist()), {m: v.columns for m, v in checked.items()})
+    return Samples(
+        y.index,
+        Batch(x, available, torch.from_numpy(np.searchsorted(classes, y.to_numpy()))),
+        tuple(classes.tolist()),
+        {m: v.columns for m, v in checked.items()},
+    )
 
 # %% ../nbs/02_tables.ipynb #7a1e0c16
 PARTS = ("train", "validation", "test")
 VISITS = re.compile(  # the end of a name that says which examination of a patient it is
     r"(?P<patient>BraTS-[A-Z]+-\d+)-\d+|(?P<upenn>UPENN-GBM-\d+)_\d+|(?P<ucsf>UCSF-PDGM-\d+)_FU\w+|(?P<year>Brats1[78]_.+)_\d|"
     r"(?P<other>.+?)[_.-]?(?:(?<=[_.-])(?:visit|session|ses|scan|timepoint|time|tp|followup|fu|week|month|year|day)[_.-]?\d+|(?<=[_.-])(?:baseline|preop|postop)|(?<=[_.-])(?:19|20)\d{6})",
-    re.IGNORECASE)
+    re.IGNORECASE,
+)
 
 
 def patient_of(name: str) -> str:
@@ -258,10 +390,13 @@ def people_of(ids: pd.Index, groups: Mapping | pd.Series | None) -> np.ndarray: 
         people = np.array([patient_of(i) if isinstance(i, str) else i for i in ids.tolist()], object)
         if len(set(people)) < len(people):
             again = pd.Series(people).value_counts().index[0]
-            raise MetakdError(f"{again!r} seems to have {(people == again).sum()} rows ({', '.join(quoted(i) for i in ids[people == again][:2])}); say who is one person with groups, a Series from identifier to person")
+            raise MetakdError(
+                f"{again!r} seems to have {(people == again).sum()} rows ({', '.join(quoted(i) for i in ids[people == again][:2])}); say who is one person with groups, a Series from identifier to person"
+            )
         return people
     without = [i for i in ids if i not in groups]
-    if without: raise MetakdError(f"groups says nothing of {first(pd.Index(without))}")
+    if without:
+        raise MetakdError(f"groups says nothing of {first(pd.Index(without))}")
     return np.array([groups[i] for i in ids], object)
 
 
@@ -273,15 +408,32 @@ def stratified_split(
 ) -> dict[str, pd.Index]:
     "Three random parts with the same mixture of classes; nobody is in two."
     from sklearn.model_selection import train_test_split
-    if len(shares) != 3 or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6: raise MetakdError(f"shares {tuple(shares)}: expected three positive numbers that sum to 1, for {', '.join(PARTS)}")
+
+    if len(shares) != 3 or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
+        raise MetakdError(
+            f"shares {tuple(shares)}: expected three positive numbers that sum to 1, for {', '.join(PARTS)}"
+        )
     people = people_of(samples.ids, groups)
-    y = pd.Series(samples.batch.y.numpy(), samples.ids).groupby(people, sort=False).max() if groups is not None else pd.Series(samples.batch.y.numpy(), samples.ids)
+    y = (
+        pd.Series(samples.batch.y.numpy(), samples.ids).groupby(people, sort=False).max()
+        if groups is not None
+        else pd.Series(samples.batch.y.numpy(), samples.ids)
+    )
     try:
         train, rest = train_test_split(y, train_size=shares[0], stratify=y, random_state=seed)
-        validation, test = train_test_split(rest, train_size=shares[1] / (shares[1] + shares[2]), stratify=rest, random_state=seed)
-    except ValueError as e: raise MetakdError(f"the smallest class has {y.value_counts().min()} people; they cannot be spread over three parts ({e})") from None
+        validation, test = train_test_split(
+            rest, train_size=shares[1] / (shares[1] + shares[2]), stratify=rest, random_state=seed
+        )
+    except ValueError as e:
+        raise MetakdError(
+            f"the smallest class has {y.value_counts().min()} people; they cannot be spread over three parts ({e})"
+        ) from None
     parts = dict(zip(PARTS, (p.index for p in (train, validation, test))))
-    return parts if groups is None else {part: samples.ids[np.isin(people, chosen.to_numpy(object))] for part, chosen in parts.items()}
+    return (
+        parts
+        if groups is None
+        else {part: samples.ids[np.isin(people, chosen.to_numpy(object))] for part, chosen in parts.items()}
+    )
 
 
 def check_split(
@@ -291,21 +443,31 @@ def check_split(
     groups: Mapping | pd.Series | None = None,  # identifier -> person, where somebody has several rows
 ) -> dict[str, pd.Index]:  # without those
     "Raise a `MetakdError` where the parts share somebody, name a stranger or lack a class."
-    if not isinstance(split, Mapping): raise MetakdError(f"the split is a {type(split).__name__}, expected the lists {', '.join(PARTS)}")
-    if (missing := set(PARTS) - set(split)): raise MetakdError(f"the split has no list '{min(missing)}'; expected {', '.join(PARTS)}")
-    parts, known = {p: pd.Index(split[p]) for p in PARTS}, samples.ids.union(pd.Index([] if labelled is None else labelled), sort=False)
+    if not isinstance(split, Mapping):
+        raise MetakdError(f"the split is a {type(split).__name__}, expected the lists {', '.join(PARTS)}")
+    if missing := set(PARTS) - set(split):
+        raise MetakdError(f"the split has no list '{min(missing)}'; expected {', '.join(PARTS)}")
+    parts, known = (
+        {p: pd.Index(split[p]) for p in PARTS},
+        samples.ids.union(pd.Index([] if labelled is None else labelled), sort=False),
+    )
     for p, ids in parts.items():
-        if ids.has_duplicates: raise MetakdError(f"'{p}' of the split names {quoted(ids[ids.duplicated()][0])} twice")
-        if len(odd := ids.difference(known, sort=False)): raise MetakdError(f"'{p}' of the split names {quoted(odd[0])}, of whom nothing is known")
+        if ids.has_duplicates:
+            raise MetakdError(f"'{p}' of the split names {quoted(ids[ids.duplicated()][0])} twice")
+        if len(odd := ids.difference(known, sort=False)):
+            raise MetakdError(f"'{p}' of the split names {quoted(odd[0])}, of whom nothing is known")
         parts[p] = ids.intersection(samples.ids, sort=False)
         gone = np.setdiff1d(range(len(samples.classes)), samples.at(parts[p]).y.numpy())
-        if gone.size: raise MetakdError(f"'{p}' of the split has nobody of class {quoted(samples.classes[gone[0]])}")
-        for other in PARTS[:PARTS.index(p)]:
-            if len(both := parts[other].intersection(ids)): raise MetakdError(f"{quoted(both[0])} stands in '{other}' and in '{p}' of the split")
+        if gone.size:
+            raise MetakdError(f"'{p}' of the split has nobody of class {quoted(samples.classes[gone[0]])}")
+        for other in PARTS[: PARTS.index(p)]:
+            if len(both := parts[other].intersection(ids)):
+                raise MetakdError(f"{quoted(both[0])} stands in '{other}' and in '{p}' of the split")
     whose: dict = {}
     for p, ids in parts.items() if groups is not None else ():
         for person in people_of(ids, groups):
-            if whose.setdefault(person, p) != p: raise MetakdError(f"rows of {person!r} stand in '{whose[person]}' and in '{p}' of the split")
+            if whose.setdefault(person, p) != p:
+                raise MetakdError(f"rows of {person!r} stand in '{whose[person]}' and in '{p}' of the split")
     return parts
 
 
@@ -313,7 +475,8 @@ def read_split(path: str | Path) -> dict[str, list[str]]:
     "The lists of a JSON file; `training` and `testing` are understood too."
     lists = read_json(path, f"an object with the lists {', '.join(PARTS)}")
     for name, ids in lists.items():
-        if not isinstance(ids, list) or not all(isinstance(i, (str, int)) for i in ids): raise MetakdError(f"{path}: '{name}' is not a list of identifiers")
+        if not isinstance(ids, list) or not all(isinstance(i, (str, int)) for i in ids):
+            raise MetakdError(f"{path}: '{name}' is not a list of identifiers")
     return {{"training": "train", "testing": "test"}.get(k, k): [str(i) for i in ids] for k, ids in lists.items()}
 
 # %% ../nbs/02_tables.ipynb #7a1e0c21
@@ -323,7 +486,8 @@ def hide(
     seed: int = 0,
 ) -> Samples:  # the same people
     "Call present modalities absent at random, each by itself; everybody keeps at least one."
-    if not 0 <= share <= 1: raise MetakdError(f"share = {share} is not in 0..1: it is the part of all entries to leave out")
+    if not 0 <= share <= 1:
+        raise MetakdError(f"share = {share} is not in 0..1: it is the part of all entries to leave out")
     there = samples.batch.available.numpy()
     luck = np.where(there, np.random.default_rng(seed).random(there.shape), -1)
     keep = there & (luck >= share)

@@ -24,13 +24,16 @@ from .modalities import Batch, MetakdError, Source
 # %% ../nbs/01_tasks.ipynb #aee84a2b
 class Task:
     "What is to be predicted: the loss, and the metrics. Subclass it for a new kind of answer."
+
     main_metric: str  # the name of the metric that validation selects by; higher is better
 
     def loss(self, logits: Tensor, y: Tensor) -> Tensor:
         "The training loss, a mean over samples."
         raise NotImplementedError
 
-    def answer(self, method: "Method", x: dict[str, Tensor], available: Tensor, subsets: Tensor) -> Tensor:  # [S, B, ...] logits
+    def answer(
+        self, method: "Method", x: dict[str, Tensor], available: Tensor, subsets: Tensor
+    ) -> Tensor:  # [S, B, ...] logits
         "What the method says from each of `subsets`, [S, M] bool. A task whose samples do not fit into one pass says how to go through them."
         return method.predict_subsets(x, available, subsets)
 
@@ -52,30 +55,35 @@ class Task:
 
 def torchmetric(name: str) -> Callable[[Tensor, Tensor, int], Tensor]:
     "The mean of one of torchmetrics' functions over the classes that occur: from (probability [N, classes], y [N], classes). NaN where there is nothing to tell apart."
+
     def metric(probability, y, classes):
         from torchmetrics.functional import classification
+
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of classes that do not occur
             each = getattr(classification, f"multiclass_{name}")(probability, y, classes, average="none")
         there = y.unique()
         return each[there].mean() if len(there) > 1 else each.new_tensor(torch.nan)
+
     return metric
 
 
 def calibration_error(probability: Tensor, y: Tensor, classes: int, bins: int = 15) -> Tensor:  # []
     "Expected calibration error: how far confidence and accuracy are apart, a mean over bins of confidence weighted by their samples (Guo et al., 2017)."
     from torchmetrics.functional.classification import multiclass_calibration_error
+
     return multiclass_calibration_error(probability, y, classes, bins)
 
 
 def kept_accuracy(probability: Tensor, y: Tensor, classes: int, share: float = 0.9) -> Tensor:  # []
     "Accuracy on the `share` of samples that the method is surest of; the others are left to a human."
-    sure = probability.amax(1).argsort(descending=True, stable=True)[:max(1, round(share * len(y)))]
+    sure = probability.amax(1).argsort(descending=True, stable=True)[: max(1, round(share * len(y)))]
     return (probability[sure].argmax(1) == y[sure]).double().mean()
 
 # %% ../nbs/01_tasks.ipynb #aee84a2c
 class Classification(Task):
     "One of `classes` labels a sample; `y` is [B] integers."
+
     known = {
         "accuracy": lambda probability, y, classes: (probability.argmax(1) == y).double().mean(),
         "balanced_accuracy": torchmetric("recall"),  # the mean over classes: a rare one counts as much as a common one
@@ -89,24 +97,36 @@ class Classification(Task):
         self,
         classes: int,
         metrics: Iterable[str] = ("accuracy",),  # of `known`; the first is the one to select by
-        y: Tensor | None = None,  # labels of training samples: each class then weighs the same in the loss, however rare it is
+        y: Tensor
+        | None = None,  # labels of training samples: each class then weighs the same in the loss, however rare it is
     ):
         for m in metrics:
-            if m not in self.known: raise MetakdError(f"unknown metric '{m}': choose from {', '.join(self.known)}")
+            if m not in self.known:
+                raise MetakdError(f"unknown metric '{m}': choose from {', '.join(self.known)}")
         self.classes, self.names, self.main_metric = classes, tuple(metrics), next(iter(metrics))
-        if y is not None: self.check(y)
-        self.weight = None if y is None else len(y) / (classes * y.bincount(minlength=classes).clamp(min=1))  # of a sample of each class; 1 on average
+        if y is not None:
+            self.check(y)
+        self.weight = (
+            None if y is None else len(y) / (classes * y.bincount(minlength=classes).clamp(min=1))
+        )  # of a sample of each class; 1 on average
 
     def loss(self, logits: Tensor, y: Tensor) -> Tensor:
-        if self.weight is None: return F.cross_entropy(logits, y)
+        if self.weight is None:
+            return F.cross_entropy(logits, y)
         return (F.cross_entropy(logits, y, reduction="none") * self.weight.to(y.device)[y]).mean()
 
     def scores(self, logits: Tensor, y: Tensor) -> dict[str, Tensor]:
         return {"probability": logits.float().softmax(1), "y": y}
 
     def check(self, y: Tensor) -> None:
-        if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool or y.ndim != 1: raise MetakdError(f"labels are {y.dtype} {list(y.shape)}, expected one whole number for each sample, 0 to {self.classes - 1}")
-        if len(y) and not 0 <= y.min() <= y.max() < self.classes: raise MetakdError(f"a label is {(y.min() if y.min() < 0 else y.max()).item()}, but the task has the classes 0 to {self.classes - 1}")
+        if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool or y.ndim != 1:
+            raise MetakdError(
+                f"labels are {y.dtype} {list(y.shape)}, expected one whole number for each sample, 0 to {self.classes - 1}"
+            )
+        if len(y) and not 0 <= y.min() <= y.max() < self.classes:
+            raise MetakdError(
+                f"a label is {(y.min() if y.min() < 0 else y.max()).item()}, but the task has the classes 0 to {self.classes - 1}"
+            )
 
     def metrics(self, scores: dict[str, Tensor]) -> dict[str, float]:
         return {m: self.known[m](scores["probability"], scores["y"], self.classes).item() for m in self.names}
@@ -120,10 +140,13 @@ def hausdorff95(
 ) -> Tensor:  # [B, R]
     "95 % Hausdorff distance in mm; 0 where both are empty."
     from monai.metrics import compute_hausdorff_distance
+
     a, b = answer.flatten(2).any(2), y.flatten(2).any(2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of empty regions, which are dealt with here, and of MONAI's own changes
-        distance = compute_hausdorff_distance(answer, y, include_background=True, percentile=95, spacing=spacing).to(answer.device)
+        distance = compute_hausdorff_distance(answer, y, include_background=True, percentile=95, spacing=spacing).to(
+            answer.device
+        )
     return torch.where(a & b, distance, worst * (a ^ b))
 
 
@@ -143,12 +166,16 @@ def reliability_bins(
     "Of the voxels in each bin of probability: how many, the sum of their probabilities, how many are in the region."
     place = (probability * bins).long().clamp(max=bins - 1).flatten(2)
     counted = (probability >= least).flatten(2)
-    sums = [torch.zeros(*place.shape[:2], bins, device=y.device).scatter_add_(2, place, v.flatten(2) * counted) for v in (torch.ones_like(y), probability, y)]
+    sums = [
+        torch.zeros(*place.shape[:2], bins, device=y.device).scatter_add_(2, place, v.flatten(2) * counted)
+        for v in (torch.ones_like(y), probability, y)
+    ]
     return torch.stack(sums, 3)
 
 # %% ../nbs/01_tasks.ipynb #4c042017
 class Segmentation(Task):
     "A sigmoid for each of several regions; `y` is [B, R, D, H, W], 0 or 1."
+
     main_metric = "dice"
 
     def __init__(
@@ -162,31 +189,64 @@ class Segmentation(Task):
         bce: float = 1.0,  # weight of the cross-entropy. The authors' code sums over three regions: 3
         window_batch: int = 1,  # windows in one pass
         nested: bool = True,  # each region lies within the next one
-        post: Callable[[Tensor, float], Tensor] | None = None,  # what is done to an answer before it is scored or written: from regions [R, D, H, W] bool and mm3 of a voxel
-        device: str | torch.device | None = None,  # where the answer for a whole volume is put together; None: where the volume is
+        post: Callable[[Tensor, float], Tensor]
+        | None = None,  # what is done to an answer before it is scored or written: from regions [R, D, H, W] bool and mm3 of a voxel
+        device: str
+        | torch.device
+        | None = None,  # where the answer for a whole volume is put together; None: where the volume is
     ):
         from monai.losses import DiceLoss
-        self.regions, self.window, self.overlap, self.spacing, self.hausdorff, self.bce = tuple(regions), window, overlap, tuple(spacing), hausdorff, bce
-        if window_batch < 1: raise MetakdError(f"window_batch = {window_batch}: at least one window goes through at a time")
-        self.calibration, self.window_batch, self.device, self.nested, self.post = calibration, window_batch, device, nested, post
+
+        self.regions, self.window, self.overlap, self.spacing, self.hausdorff, self.bce = (
+            tuple(regions),
+            window,
+            overlap,
+            tuple(spacing),
+            hausdorff,
+            bce,
+        )
+        if window_batch < 1:
+            raise MetakdError(f"window_batch = {window_batch}: at least one window goes through at a time")
+        self.calibration, self.window_batch, self.device, self.nested, self.post = (
+            calibration,
+            window_batch,
+            device,
+            nested,
+            post,
+        )
         self.dice = DiceLoss(sigmoid=True, smooth_nr=0.0, smooth_dr=1.0)
 
     def loss(self, logits: Tensor, y: Tensor) -> Tensor:
         return self.dice(logits, y) + self.bce * F.binary_cross_entropy_with_logits(logits, y)
 
     def answer(self, method: "Method", x: dict[str, Tensor], available: Tensor, subsets: Tensor) -> Tensor:
-        if self.window is None: return method.predict_subsets(x, available, subsets)
+        if self.window is None:
+            return method.predict_subsets(x, available, subsets)
         from monai.inferers import sliding_window_inference
+
         answers, device = [], method.device
         for sample, here in enumerate(available):
             names = [m for m, present in zip(method.modalities, here.tolist()) if present]
 
             def look(windows: Tensor) -> Tensor:  # [n, present, d, h, w] -> [n, S * R, d, h, w]
-                seen = {m: windows[:, k:k + 1] for k, m in enumerate(names)}
-                return method.predict_subsets(seen, here.expand(len(windows), -1).to(device), subsets.to(device)).transpose(0, 1).flatten(1, 2)
+                seen = {m: windows[:, k : k + 1] for k, m in enumerate(names)}
+                return (
+                    method.predict_subsets(seen, here.expand(len(windows), -1).to(device), subsets.to(device))
+                    .transpose(0, 1)
+                    .flatten(1, 2)
+                )
 
-            volume = torch.cat([x[m][sample:sample + 1] for m in names], 1)
-            logits = sliding_window_inference(volume, self.window, self.window_batch, look, self.overlap, mode="constant", sw_device=device, device=self.device or volume.device)
+            volume = torch.cat([x[m][sample : sample + 1] for m in names], 1)
+            logits = sliding_window_inference(
+                volume,
+                self.window,
+                self.window_batch,
+                look,
+                self.overlap,
+                mode="constant",
+                sw_device=device,
+                device=self.device or volume.device,
+            )
             answers.append(logits.unflatten(1, (len(subsets), len(self.regions))).transpose(0, 1))
         return torch.cat(answers, 1)
 
@@ -197,12 +257,17 @@ class Segmentation(Task):
     ) -> Tensor:
         "The regions that are scored and written: nested, and post-processed where that is asked for."
         regions = nest(inside) if self.nested else inside
-        if self.post is None: return regions
+        if self.post is None:
+            return regions
         return torch.stack([self.post(r.cpu(), float(math.prod(spacing))) for r in regions]).to(regions.device)
 
     def batch_scores(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
-        if "spacing" not in batch.extra: return self.scores(logits, batch.y)
-        each = [self.scores(logits[k:k + 1], batch.y[k:k + 1], s.tolist(), n.tolist()) for k, (s, n) in enumerate(zip(batch.extra["spacing"], batch.extra["shape"]))]
+        if "spacing" not in batch.extra:
+            return self.scores(logits, batch.y)
+        each = [
+            self.scores(logits[k : k + 1], batch.y[k : k + 1], s.tolist(), n.tolist())
+            for k, (s, n) in enumerate(zip(batch.extra["spacing"], batch.extra["shape"]))
+        ]
         return {name: torch.cat([scores[name] for scores in each]) for name in each[0]}
 
     def scores(
@@ -210,13 +275,18 @@ class Segmentation(Task):
         logits: Tensor,  # [B, R, D, H, W]
         y: Tensor,
         spacing: Sequence[float] | None = None,  # mm between voxels of these samples; None: the task's
-        shape: Sequence[int] | None = None,  # of the whole volume, for the distance where an answer is empty; None: that of `y`
+        shape: Sequence[int]
+        | None = None,  # of the whole volume, for the distance where an answer is empty; None: that of `y`
     ) -> dict[str, Tensor]:
         from monai.metrics import compute_dice
+
         spacing = self.spacing if spacing is None else spacing
         p, t = self.decide(logits > 0, spacing).float(), y.to(logits.device).float()
         scores = {"dice": compute_dice(p, t, ignore_empty=False)}
-        if self.hausdorff: scores["hd95"] = hausdorff95(p, t, spacing, math.hypot(*(n * s for n, s in zip(y.shape[2:] if shape is None else shape, spacing))))
+        if self.hausdorff:
+            scores["hd95"] = hausdorff95(
+                p, t, spacing, math.hypot(*(n * s for n, s in zip(y.shape[2:] if shape is None else shape, spacing)))
+            )
         if self.calibration:
             probability = logits.float().sigmoid()
             scores["confidence"] = (probability * p).flatten(2).sum(2) / p.flatten(2).sum(2).clamp(min=1)
@@ -227,8 +297,11 @@ class Segmentation(Task):
         scores = dict(scores)
         bins = scores.pop("reliability").double().sum(0) if "reliability" in scores else None  # [R, bins, 3]
         table = {name: s.double().mean(0) for name, s in scores.items()}
-        if bins is not None: table["calibration_error"] = (bins[..., 1] - bins[..., 2]).abs().sum(1) / bins[..., 0].sum(1).clamp(min=1)
-        return {f"{name}_{r}": v.item() for name, s in table.items() for r, v in zip(self.regions, s)} | {name: s.mean().item() for name, s in table.items()}
+        if bins is not None:
+            table["calibration_error"] = (bins[..., 1] - bins[..., 2]).abs().sum(1) / bins[..., 0].sum(1).clamp(min=1)
+        return {f"{name}_{r}": v.item() for name, s in table.items() for r, v in zip(self.regions, s)} | {
+            name: s.mean().item() for name, s in table.items()
+        }
 
 # %% ../nbs/01_tasks.ipynb #e1813422
 class Method(nn.Module):
@@ -238,6 +311,7 @@ class Method(nn.Module):
     one that leaves `optimizers` empty learns all it can in `setup`, and is not trained step by step.
     Losses are means over the samples of the batch, so that shards of a batch average to the whole.
     """
+
     modalities: tuple[str, ...]  # names, in the order of the columns of `available`
     shapes: dict[str, tuple[int, ...]] | None = None  # modality -> shape of one sample, where the method fixes it
     optimizers: dict[str, torch.optim.Optimizer]  # "network" is stepped by the trainer after each training_loss
@@ -280,10 +354,15 @@ def check_type(
 ) -> None:
     "Raise a `MetakdError` where a value is none of a `Literal`'s, or no number where one is expected. Dataclasses do not look."
     plain = {int: numbers.Integral, float: numbers.Real, bool: bool, str: str}
-    if get_origin(hint) is Literal and value not in get_args(hint): raise MetakdError(f"{name} = {value!r}: choose {', '.join(map(str, get_args(hint)))}")
+    if get_origin(hint) is Literal and value not in get_args(hint):
+        raise MetakdError(f"{name} = {value!r}: choose {', '.join(map(str, get_args(hint)))}")
     wrong = hint in plain and (not isinstance(value, plain[hint]) or (hint in (int, float) and isinstance(value, bool)))
-    if wrong or (hint is float and not math.isfinite(value)): raise MetakdError(f"{name} = {value!r}: expected {'a finite number' if hint is float else f'of type {hint.__name__}'}")
-    if get_origin(hint) is tuple and not isinstance(value, tuple): raise MetakdError(f"{name} = {value!r}: expected several values")
+    if wrong or (hint is float and not math.isfinite(value)):
+        raise MetakdError(
+            f"{name} = {value!r}: expected {'a finite number' if hint is float else f'of type {hint.__name__}'}"
+        )
+    if get_origin(hint) is tuple and not isinstance(value, tuple):
+        raise MetakdError(f"{name} = {value!r}: expected several values")
 
 
 @dataclass(frozen=True)
@@ -315,17 +394,20 @@ class Recipe:
     def ranges(self) -> dict[str, bool]:  # field -> is it within its range?
         "What a value must satisfy; a subclass adds its own."
         return {
-            "lr": self.lr > 0, "weight_decay": self.weight_decay >= 0,
+            "lr": self.lr > 0,
+            "weight_decay": self.weight_decay >= 0,
             **{k: getattr(self, k) >= 1 for k in ("epochs", "batch_size", "validate_every")},
             **{k: 0 <= getattr(self, k) <= 1 for k in ("drop", "drop_from")},
         }
 
     def __post_init__(self):
         for f in fields(self):
-            if isinstance(getattr(self, f.name), list): object.__setattr__(self, f.name, tuple(getattr(self, f.name)))  # JSON knows no tuples
+            if isinstance(getattr(self, f.name), list):
+                object.__setattr__(self, f.name, tuple(getattr(self, f.name)))  # JSON knows no tuples
             check_type(f"recipe: {f.name}", getattr(self, f.name), get_type_hints(type(self))[f.name])
         for name, good in self.ranges().items():
-            if not good: raise MetakdError(f"recipe: {name} = {getattr(self, name)} is out of its range")
+            if not good:
+                raise MetakdError(f"recipe: {name} = {getattr(self, name)} is out of its range")
 
     def learning_rate(self, epoch: int, progress: float) -> float:
         "Of the network, at a step: the epoch counts from 0, `progress` is the part of the training that is done. Here: constant."
@@ -342,8 +424,15 @@ def joined(
     method: type[Recipe],  # with the numbers that only this method has
 ) -> type[Recipe]:
     "The fields of both; where both change a default of `Recipe`, the experiment's counts."
-    if issubclass(experiment, method): return experiment
-    return dataclass(frozen=True)(type(f"{method.__name__}For{experiment.__name__}", (experiment, method), {"__doc__": method.__doc__, "__module__": method.__module__}))
+    if issubclass(experiment, method):
+        return experiment
+    return dataclass(frozen=True)(
+        type(
+            f"{method.__name__}For{experiment.__name__}",
+            (experiment, method),
+            {"__doc__": method.__doc__, "__module__": method.__module__},
+        )
+    )
 
 # %% ../nbs/01_tasks.ipynb #1fb8f396
 def recipe_difference(

@@ -13,8 +13,8 @@ import importlib.metadata
 import io
 import json
 import math
-import platform
 import os
+import platform
 import shutil
 import signal
 import threading
@@ -56,9 +56,20 @@ class Loader:
         drop_from: int = 0,  # the step from which on they are
         rank: int = 0,  # this process
         processes: int = 1,
-        order: Callable[[int, Tensor], Tensor] = lambda epoch, shuffled: shuffled,  # of the samples in an epoch, see `Method`
+        order: Callable[[int, Tensor], Tensor] = lambda epoch, shuffled: (
+            shuffled
+        ),  # of the samples in an epoch, see `Method`
     ):
-        self.data, self.batch_size, self.seed, self.drop, self.drop_from, self.rank, self.processes, self.order = data, batch_size, seed, drop, drop_from, rank, processes, order
+        self.data, self.batch_size, self.seed, self.drop, self.drop_from, self.rank, self.processes, self.order = (
+            data,
+            batch_size,
+            seed,
+            drop,
+            drop_from,
+            rank,
+            processes,
+            order,
+        )
         self.ahead, self.waited = getattr(data, "ahead", 0), 0.0
 
     def __len__(self) -> int:  # batches in an epoch
@@ -72,12 +83,18 @@ class Loader:
         "The epoch's batches in order."
         g = torch.Generator().manual_seed(1_000_003 * self.seed + epoch)
         order = self.order(epoch, torch.randperm(self.data.size, generator=g))
-        hidden = drop_random(self.data.available.cpu()[order], g, self.drop).to(self.data.available.device) if self.drop > 0 else None
+        hidden = (
+            drop_random(self.data.available.cpu()[order], g, self.drop).to(self.data.available.device)
+            if self.drop > 0
+            else None
+        )
 
         def prepare(low: int) -> tuple[Batch, float]:
             high, step = min(low + self.batch_size, self.data.size), epoch * len(self) + low // self.batch_size
             own = len(range(low + self.rank, high, self.processes))
-            share = slice(low + self.rank, high, self.processes) if own else slice(low, low + 1)  # an idle process computes one sample, with weight 0
+            share = (
+                slice(low + self.rank, high, self.processes) if own else slice(low, low + 1)
+            )  # an idle process computes one sample, with weight 0
             batch = self.data.draw(order[share], 1_000_003 * self.seed + step)
             if hidden is not None and step >= self.drop_from:
                 kept = hidden[share] & batch.available  # what turned out to be absent when it was read stays absent
@@ -85,34 +102,43 @@ class Loader:
             return batch, own * self.processes / (high - low)
 
         lows = range(start * self.batch_size, self.data.size, self.batch_size)
-        if not self.ahead: yield from map(prepare, lows); return
+        if not self.ahead:
+            yield from map(prepare, lows)
+            return
         with ThreadPoolExecutor(self.ahead) as pool:
-            coming, later = deque(pool.submit(prepare, low) for low in lows[:self.ahead]), iter(lows[self.ahead:])
+            coming, later = deque(pool.submit(prepare, low) for low in lows[: self.ahead]), iter(lows[self.ahead :])
             try:
                 while coming:
                     start_waiting, batch = time.perf_counter(), coming.popleft().result()
                     self.waited += time.perf_counter() - start_waiting
                     coming.extend(pool.submit(prepare, low) for low in islice(later, 1))
                     yield batch
-            finally: pool.shutdown(cancel_futures=True)
+            finally:
+                pool.shutdown(cancel_futures=True)
 
     def draw(self, step: int) -> Batch:
         "The random batch of an outer step, the same in every process."
         g = torch.Generator().manual_seed(1_000_003 * self.seed + step)
-        return self.data.draw(torch.randperm(self.data.size, generator=g)[:self.batch_size], 1_000_003 * self.seed + step)
+        return self.data.draw(
+            torch.randperm(self.data.size, generator=g)[: self.batch_size], 1_000_003 * self.seed + step
+        )
 
 # %% ../nbs/33_training.ipynb #d6b4c7ad
 def shared_weights(state: Mapping[str, Tensor]) -> dict[str, list[str]]:  # the first name -> all names
     "Weights that are tied (one tensor under several names, as in language models), each once."
     groups: dict[tuple, list[str]] = {}
-    for name, v in state.items(): groups.setdefault((v.data_ptr(), v.shape, v.stride(), v.dtype) if v.numel() else name, []).append(name)
+    for name, v in state.items():
+        groups.setdefault((v.data_ptr(), v.shape, v.stride(), v.dtype) if v.numel() else name, []).append(name)
     return {names[0]: names for names in groups.values()}
 
 
 def save_weights(folder: Path, method: Method, recipe: Recipe) -> None:
     "weights.safetensors and recipe.json, each whole."
     state = method.state_dict()
-    atomic_write(folder / "weights.safetensors", safetensors.torch.save({k: state[k].detach().cpu().clone().contiguous() for k in shared_weights(state)}))
+    atomic_write(
+        folder / "weights.safetensors",
+        safetensors.torch.save({k: state[k].detach().cpu().clone().contiguous() for k in shared_weights(state)}),
+    )
     atomic_write(folder / "recipe.json", json_bytes(asdict(recipe)))
 
 
@@ -121,17 +147,30 @@ def load_weights(folder: str | Path, method: Method) -> Method:
     path, kept = Path(folder) / "weights.safetensors", latest_checkpoint(Path(folder))
     if not path.exists() and kept:
         path = kept / path.name
-        warnings.warn(f"{folder}: this training has not ended; its weights are those after step {int(kept.name[5:])}", MetakdWarning, stacklevel=2)
-    try: weights = safetensors.torch.load(path.read_bytes())
-    except FileNotFoundError: raise MetakdError(f"{path}: no such file; expected the folder of a trained model") from None
-    except (SafetensorError, OSError) as e: raise MetakdError(f"{path}: not a whole safetensors file ({e})") from None
+        warnings.warn(
+            f"{folder}: this training has not ended; its weights are those after step {int(kept.name[5:])}",
+            MetakdWarning,
+            stacklevel=2,
+        )
+    try:
+        weights = safetensors.torch.load(path.read_bytes())
+    except FileNotFoundError:
+        raise MetakdError(f"{path}: no such file; expected the folder of a trained model") from None
+    except (SafetensorError, OSError) as e:
+        raise MetakdError(f"{path}: not a whole safetensors file ({e})") from None
     own = method.state_dict()
     for names in shared_weights(own).values():
         there = [n for n in names if n in weights]
         weights |= {n: weights[there[0]] for n in names if there}
-    if (odd := sorted(weights.keys() ^ own.keys())): raise MetakdError(f"{path}: does not fit this model; {odd[0]} is in only one of the two. Was it trained with another method?")
+    if odd := sorted(weights.keys() ^ own.keys()):
+        raise MetakdError(
+            f"{path}: does not fit this model; {odd[0]} is in only one of the two. Was it trained with another method?"
+        )
     for name, v in weights.items():
-        if v.shape != own[name].shape: raise MetakdError(f"{path}: {name} has shape {list(v.shape)}, this model expects {list(own[name].shape)}; is it another recipe?")
+        if v.shape != own[name].shape:
+            raise MetakdError(
+                f"{path}: {name} has shape {list(v.shape)}, this model expects {list(own[name].shape)}; is it another recipe?"
+            )
     method.load_state_dict(weights)
     return method.eval()
 
@@ -150,7 +189,8 @@ def save_checkpoint(
 ) -> Path:  # the checkpoint's folder
     "Write the checkpoint, then delete the older ones. On a full disk the older one stays."
     final = out / "checkpoints" / f"step-{step:08d}"
-    if final.exists(): return final
+    if final.exists():
+        return final
     temporary = final.with_name(f".{final.name}.tmp")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -162,9 +202,12 @@ def save_checkpoint(
     except (OSError, MetakdError) as e:
         shutil.rmtree(temporary, ignore_errors=True)
         kept = latest_checkpoint(out)
-        raise MetakdError(f"{final}: the checkpoint could not be written ({e}); {f'the one before it is whole: {kept}' if kept else 'there is none before it'}") from None
+        raise MetakdError(
+            f"{final}: the checkpoint could not be written ({e}); {f'the one before it is whole: {kept}' if kept else 'there is none before it'}"
+        ) from None
     for old in (out / "checkpoints").glob("step-*"):
-        if old != final: shutil.rmtree(old, ignore_errors=True)
+        if old != final:
+            shutil.rmtree(old, ignore_errors=True)
     return final
 
 
@@ -173,14 +216,25 @@ def load_checkpoint(folder: Path, method: Method, recipe: Recipe) -> dict:  # th
     saved, now = read_json(folder / "recipe.json", "a recipe"), json.loads(json_bytes(asdict(recipe)))
     before = saved.get("epochs")
     if isinstance(before, int) and before < recipe.epochs:
-        warnings.warn(f"{folder.parent.parent}: trained for {before} epochs so far, now for {recipe.epochs}: whatever depends on the part of the training that is done (learning rate, hiding, distillation) now counts {before} epochs as {before / recipe.epochs:.0%}", MetakdWarning, stacklevel=2)
+        warnings.warn(
+            f"{folder.parent.parent}: trained for {before} epochs so far, now for {recipe.epochs}: whatever depends on the part of the training that is done (learning rate, hiding, distillation) now counts {before} epochs as {before / recipe.epochs:.0%}",
+            MetakdWarning,
+            stacklevel=2,
+        )
         saved["epochs"] = recipe.epochs
-    if (difference := recipe_difference(saved, now)):
-        raise MetakdError(f"{folder} belongs to another recipe ({difference}; checkpoint against now); use the recipe it was made with, or another folder")
+    if difference := recipe_difference(saved, now):
+        raise MetakdError(
+            f"{folder} belongs to another recipe ({difference}; checkpoint against now); use the recipe it was made with, or another folder"
+        )
     load_weights(folder, method)
-    try: state = torch.load(folder / "training.pt", map_location="cpu", weights_only=True)
-    except Exception as e: raise MetakdError(f"{folder / 'training.pt'}: damaged ({type(e).__name__}); delete {folder} and start again") from None
-    for name, optimizer_state in state.pop("optimizers").items(): method.optimizers[name].load_state_dict(optimizer_state)
+    try:
+        state = torch.load(folder / "training.pt", map_location="cpu", weights_only=True)
+    except Exception as e:
+        raise MetakdError(
+            f"{folder / 'training.pt'}: damaged ({type(e).__name__}); delete {folder} and start again"
+        ) from None
+    for name, optimizer_state in state.pop("optimizers").items():
+        method.optimizers[name].load_state_dict(optimizer_state)
     return state
 
 # %% ../nbs/33_training.ipynb #5420ea21
@@ -188,55 +242,100 @@ def load_checkpoint(folder: Path, method: Method, recipe: Recipe) -> dict:  # th
 def interruptible():
     "Inside the block Ctrl-C (or SIGTERM) sets `flag.set()` once; the next one interrupts as usual."
     flag = threading.Event()
-    if threading.current_thread() is not threading.main_thread(): yield flag; return
+    if threading.current_thread() is not threading.main_thread():
+        yield flag
+        return
     before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
 
     def handler(number, frame):
         flag.set()
-        for s, h in before.items(): signal.signal(s, h)
+        for s, h in before.items():
+            signal.signal(s, h)
 
-    for s in before: signal.signal(s, handler)
-    try: yield flag
+    for s in before:
+        signal.signal(s, handler)
+    try:
+        yield flag
     finally:
-        for s, h in before.items(): signal.signal(s, h)
+        for s, h in before.items():
+            signal.signal(s, h)
 
 # %% ../nbs/33_training.ipynb #6350ba93
 def make_accelerator(precision: str = "no", out: Path | None = None) -> Accelerator:
     "One for this process; a notebook may ask for another precision than the cell before."
-    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision: AcceleratorState._reset_state(reset_partial_state=False)
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
+        AcceleratorState._reset_state(reset_partial_state=False)
     return Accelerator(
         mixed_precision=precision,
-        log_with="tensorboard" if out else None, project_dir=str(out) if out else None,
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],  # a batch may lack a whole modality
+        log_with="tensorboard" if out else None,
+        project_dir=str(out) if out else None,
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(find_unused_parameters=True)
+        ],  # a batch may lack a whole modality
     )
 
 
 def seed_step(seed: int, device: torch.device) -> None:
     "Seed what dropout draws from. `torch.manual_seed` also queues a call for every other kind of device, which costs a tenth of a small step."
     torch.default_generator.manual_seed(seed)
-    if device.type == "cuda": torch.cuda.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 # %% ../nbs/33_training.ipynb #b5fe0ad2
 class Training:
     "A training that is under way."
 
-    def __init__(self, method: Method, task: Task, recipe: Recipe, data: Source, validation: Source, tested: Tensor | None, meta: Source, out: Path | None, start: Path | None):
+    def __init__(
+        self,
+        method: Method,
+        task: Task,
+        recipe: Recipe,
+        data: Source,
+        validation: Source,
+        tested: Tensor | None,
+        meta: Source,
+        out: Path | None,
+        start: Path | None,
+    ):
         method.setup(data)
         self.method, self.task, self.recipe, self.tested, self.out = method, task, recipe, tested, out
         self.accelerator = a = make_accelerator(recipe.precision, out)
         self.writes = out is not None and a.is_main_process  # the files are this process's business
         self.total = -(-data.size // recipe.batch_size) * recipe.epochs  # steps
-        self.loader = Loader(data.to(a.device), recipe.batch_size, recipe.seed, recipe.drop, math.ceil(recipe.drop_from * self.total), a.process_index, a.num_processes, method.order)
-        self.held_out, self.validation = Loader(meta.to(a.device), recipe.batch_size, recipe.seed), validation.to(a.device)
+        self.loader = Loader(
+            data.to(a.device),
+            recipe.batch_size,
+            recipe.seed,
+            recipe.drop,
+            math.ceil(recipe.drop_from * self.total),
+            a.process_index,
+            a.num_processes,
+            method.order,
+        )
+        self.held_out, self.validation = (
+            Loader(meta.to(a.device), recipe.batch_size, recipe.seed),
+            validation.to(a.device),
+        )
         method.to(a.device)
-        state = {"step": 0, "history": [], "sums": {}, "best": None, "seconds": 0.0} | (load_checkpoint(start, method, recipe) if start else {})
-        self.step, self.history, self.best, self.before = state["step"], state["history"], state["best"], state["seconds"]
+        state = {"step": 0, "history": [], "sums": {}, "best": None, "seconds": 0.0} | (
+            load_checkpoint(start, method, recipe) if start else {}
+        )
+        self.step, self.history, self.best, self.before = (
+            state["step"],
+            state["history"],
+            state["best"],
+            state["seconds"],
+        )
         self.sums = {k: v.to(a.device) for k, v in state["sums"].items()}
         self.wrapped, self.optimizer = a.prepare(method), method.optimizers["network"]
-        for group in self.optimizer.param_groups: group.setdefault("share", group["lr"] / recipe.lr)  # of the recipe's learning rate; kept with the checkpoint
+        for group in self.optimizer.param_groups:
+            group.setdefault(
+                "share", group["lr"] / recipe.lr
+            )  # of the recipe's learning rate; kept with the checkpoint
         self.pending: list[tuple[int, Tensor]] = []  # losses that nobody has looked at
         self.began = self.saved_at = time.monotonic()
-        if self.writes: a.init_trackers("tensorboard")
+        if self.writes:
+            a.init_trackers("tensorboard")
 
     def seconds(self) -> float:
         "Since the training began, all its parts together."
@@ -244,61 +343,85 @@ class Training:
 
     def check_finite(self) -> None:
         "Look at the losses, in bulk because looking means waiting for a GPU."
-        if not self.pending: return
+        if not self.pending:
+            return
         bad = (~torch.stack([loss for _, loss in self.pending]).isfinite()).nonzero()
         if len(bad):
             at, loss = self.pending[bad[0].item()]
             kept = latest_checkpoint(self.out) if self.out else None
-            raise MetakdError(f"the loss became {loss.item()} at step {at} of {self.total}; stopped. "
-                              + (f"The last good checkpoint is {kept}. " if kept else "") + "Lower lr or alpha, or look for bad values in the data.")
+            raise MetakdError(
+                f"the loss became {loss.item()} at step {at} of {self.total}; stopped. "
+                + (f"The last good checkpoint is {kept}. " if kept else "")
+                + "Lower lr or alpha, or look for bad values in the data."
+            )
         self.pending.clear()
 
     def checkpoint(self, every: float = 0.0) -> None:
         "Write one, if the last is older than `every` seconds."
-        if not self.writes or time.monotonic() - self.saved_at < every: return
+        if not self.writes or time.monotonic() - self.saved_at < every:
+            return
         self.check_finite()
         self.saved_at = time.monotonic()
         sums = {k: v.cpu() for k, v in self.sums.items()}
-        save_checkpoint(self.out, self.step, self.method, self.recipe, {"step": self.step, "history": self.history, "sums": sums, "best": self.best, "seconds": self.seconds()})
+        save_checkpoint(
+            self.out,
+            self.step,
+            self.method,
+            self.recipe,
+            {"step": self.step, "history": self.history, "sums": sums, "best": self.best, "seconds": self.seconds()},
+        )
 
 # %% ../nbs/33_training.ipynb #813da2f7
 def train_step(t: Training, epoch: int, batch: Batch, weight: float) -> None:
     "Everything that happens on one batch; `weight` is its share of what all processes have."
     a, step, steps = t.accelerator, t.step, len(t.loader)
-    for group in t.optimizer.param_groups: group["lr"] = group["share"] * t.recipe.learning_rate(epoch, step / t.total)
+    for group in t.optimizer.param_groups:
+        group["lr"] = group["share"] * t.recipe.learning_rate(epoch, step / t.total)
     seed_step((1_000_003 * t.recipe.seed + step) * a.num_processes + a.process_index, a.device)
     t.method.progress = step / t.total
     loss, logs = t.wrapped(batch.to(a.device))
     t.pending.append((step, loss.detach()))
-    if a.device.type == "cpu" or len(t.pending) >= 20: t.check_finite()
+    if a.device.type == "cpu" or len(t.pending) >= 20:
+        t.check_finite()
     t.optimizer.zero_grad(set_to_none=True)
     a.backward(loss * weight)
     t.optimizer.step()
-    for name, value in {"loss": loss.detach(), **logs}.items(): t.sums[name] = t.sums.get(name, 0) + weight * value
+    for name, value in {"loss": loss.detach(), **logs}.items():
+        t.sums[name] = t.sums.get(name, 0) + weight * value
     if t.method.meta_step and step % t.method.meta_every == 0:
         drawn = t.held_out.draw(step).to(a.device)
-        with a.autocast(): outer = t.method.meta_step(drawn)
-        for name, value in outer.items(): t.sums[name] = value.detach() * steps  # the last one of the epoch
+        with a.autocast():
+            outer = t.method.meta_step(drawn)
+        for name, value in outer.items():
+            t.sums[name] = value.detach() * steps  # the last one of the epoch
     t.step += 1
 
 # %% ../nbs/33_training.ipynb #d94f0a62
-def end_epoch(t: Training, epoch: int, watch: Callable[[Method], dict[str, float]] | None = None) -> dict:  # its row of the history
+def end_epoch(
+    t: Training, epoch: int, watch: Callable[[Method], dict[str, float]] | None = None
+) -> dict:  # its row of the history
     "Validate and log."
     t.check_finite()
     a, metric = t.accelerator, t.task.main_metric
     row = {"epoch": epoch + 1, "step": t.step, "seconds": t.seconds()}
     means = {k: v / len(t.loader) for k, v in t.sums.items()}
-    if a.num_processes > 1: means = {k: a.reduce(v, "mean") for k, v in means.items()}
+    if a.num_processes > 1:
+        means = {k: a.reduce(v, "mean") for k, v in means.items()}
     row.update(zip(means, torch.stack(list(means.values())).tolist()))
     row[metric] = float("nan")
     if (epoch + 1) % t.recipe.validate_every == 0 or t.step == t.total:
-        with a.autocast(): table = evaluate(t.method, t.task, t.validation, None if t.tested is None else t.tested[None])
+        with a.autocast():
+            table = evaluate(t.method, t.task, t.validation, None if t.tested is None else t.tested[None])
         row[metric] = float(table[metric].mean())
-    if watch: row.update(watch(t.method))
+    if watch:
+        row.update(watch(t.method))
     t.history.append(row)
     t.sums.clear()
     if not math.isnan(row[metric]) and t.recipe.select == "best" and (t.best is None or row[metric] >= t.best["score"]):
-        t.best = {"score": row[metric], "weights": {k: v.detach().cpu().clone() for k, v in t.method.state_dict().items()}}
+        t.best = {
+            "score": row[metric],
+            "weights": {k: v.detach().cpu().clone() for k, v in t.method.state_dict().items()},
+        }
     if t.writes:
         a.log({k: v for k, v in row.items() if k not in ("epoch", "step")}, step=t.step)
         atomic_write(t.out / "log.csv", pd.DataFrame(t.history).to_csv(index=False).encode())
@@ -308,15 +431,23 @@ def end_epoch(t: Training, epoch: int, watch: Callable[[Method], dict[str, float
 def finish(t: Training, interrupted: bool) -> None:
     "Unwrap the method; at the end give it the chosen weights and write it down."
     a = t.accelerator
-    if a.num_processes > 1: a.unwrap_model(t.wrapped)
-    elif t.wrapped is t.method and t.recipe.precision != "no": a.unwrap_model(t.method, keep_fp32_wrapper=False)
+    if a.num_processes > 1:
+        a.unwrap_model(t.wrapped)
+    elif t.wrapped is t.method and t.recipe.precision != "no":
+        a.unwrap_model(t.method, keep_fp32_wrapper=False)
     if t.step < t.total:
-        if interrupted: raise KeyboardInterrupt(f"stopped at step {t.step} of {t.total}" + (f"; resume from {t.out}" if t.out else ""))
+        if interrupted:
+            raise KeyboardInterrupt(
+                f"stopped at step {t.step} of {t.total}" + (f"; resume from {t.out}" if t.out else "")
+            )
     else:
-        if t.best: t.method.load_state_dict(t.best["weights"])
-        if t.writes: save_weights(t.out, t.method, t.recipe)
+        if t.best:
+            t.method.load_state_dict(t.best["weights"])
+        if t.writes:
+            save_weights(t.out, t.method, t.recipe)
     t.method.eval()  # whoever asks it now wants an answer without dropout
-    if t.out is not None: a.end_training()  # in every process: it ends the process group too
+    if t.out is not None:
+        a.end_training()  # in every process: it ends the process group too
 
 # %% ../nbs/33_training.ipynb #ffcccf96
 RUN = "experiment.json"
@@ -328,18 +459,25 @@ def versions() -> dict[str, str]:
     "Of Python and the packages that decide the numbers."
     found = {"python": platform.python_version()}
     for name in PACKAGES:
-        try: found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError: found[name] = "unknown"
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "unknown"
     return found
 
 
-def describe(method: Method, data: Source, validation: Source, tested: Tensor | None, meta: Source, about: Mapping) -> dict:
+def describe(
+    method: Method, data: Source, validation: Source, tested: Tensor | None, meta: Source, about: Mapping
+) -> dict:
     "What `experiment.json` says."
     parts = {"train": data, "validation": validation} | ({"meta": meta} if method.meta_step else {})
     return {
-        "format": 2, "about": dict(about),
+        "format": 2,
+        "about": dict(about),
         "training": {
-            "method": type(method).__name__, "modalities": {m: list((method.shapes or {}).get(m, ())) for m in method.modalities}, "tested": None if tested is None else tested.tolist(),
+            "method": type(method).__name__,
+            "modalities": {m: list((method.shapes or {}).get(m, ())) for m in method.modalities},
+            "tested": None if tested is None else tested.tolist(),
             "data": {part: {"samples": source.size, "digest": source_digest(source)} for part, source in parts.items()},
         },
         "versions": versions(),
@@ -349,7 +487,10 @@ def describe(method: Method, data: Source, validation: Source, tested: Tensor | 
 def read_run(folder: str | Path) -> dict:
     "What `experiment.json` in a run's folder says, checked for being one."
     said = read_json(Path(folder) / RUN, "the folder of a training")
-    if said.get("format") != 2 or not all(isinstance(said.get(k), dict) for k in ("about", "training", "versions")): raise MetakdError(f"{Path(folder) / RUN}: not what this version of metakd writes; train again, or read it with the version that wrote it")
+    if said.get("format") != 2 or not all(isinstance(said.get(k), dict) for k in ("about", "training", "versions")):
+        raise MetakdError(
+            f"{Path(folder) / RUN}: not what this version of metakd writes; train again, or read it with the version that wrote it"
+        )
     return said
 
 
@@ -358,28 +499,46 @@ def check_run(out: Path, now: dict) -> None:
     then, now = read_run(out), json.loads(json_bytes(now))
     about = [{k: v for k, v in said["about"].items() if k != "paths"} for said in (then, now)]
     found = (differences(*about) if all(about) else []) + differences(then["training"], now["training"])
-    if found: raise MetakdError(f"{out} belongs to another experiment ({'; '.join(found[:4])}{'; ...' if len(found) > 4 else ''}); choose another folder")
+    if found:
+        raise MetakdError(
+            f"{out} belongs to another experiment ({'; '.join(found[:4])}{'; ...' if len(found) > 4 else ''}); choose another folder"
+        )
     other = differences(then["versions"], now["versions"])
-    if other: warnings.warn(f"{out}: {'; '.join(other)}", MetakdWarning, stacklevel=2)
+    if other:
+        warnings.warn(f"{out}: {'; '.join(other)}", MetakdWarning, stacklevel=2)
 
 
 def start_run(out: Path, now: dict, recipe: Recipe, resume: bool) -> Path | None:  # the checkpoint to continue from
     "Write down what a run is and with which recipe, or check that it is the one that is there."
     there = [name for name in WRITTEN if (out / name).exists()]
     begun = RUN in there or "checkpoints" in there or "weights.safetensors" in there
-    if there and not begun: raise MetakdError(f"{out} holds {there[0]}, which is of no run and would be overwritten; choose another folder")
-    if begun and not resume: raise MetakdError(f"{out} already holds a run; resume it, or choose another folder")
-    if begun: check_run(out, now)
-    if not begun or (now["about"] and not read_run(out)["about"]): atomic_write(out / RUN, json_bytes(now))
+    if there and not begun:
+        raise MetakdError(f"{out} holds {there[0]}, which is of no run and would be overwritten; choose another folder")
+    if begun and not resume:
+        raise MetakdError(f"{out} already holds a run; resume it, or choose another folder")
+    if begun:
+        check_run(out, now)
+    if not begun or (now["about"] and not read_run(out)["about"]):
+        atomic_write(out / RUN, json_bytes(now))
     kept, numbers = latest_checkpoint(out), json_bytes(asdict(recipe))
-    if kept: return kept  # whose own recipe is compared when it is loaded
-    difference = recipe_difference(read_json(out / "recipe.json", "a recipe"), json.loads(numbers)) if begun and (out / "recipe.json").exists() else ""
-    if difference: raise MetakdError(f"{out} belongs to another recipe ({difference}; then against now); use its own, or another folder")
+    if kept:
+        return kept  # whose own recipe is compared when it is loaded
+    difference = (
+        recipe_difference(read_json(out / "recipe.json", "a recipe"), json.loads(numbers))
+        if begun and (out / "recipe.json").exists()
+        else ""
+    )
+    if difference:
+        raise MetakdError(
+            f"{out} belongs to another recipe ({difference}; then against now); use its own, or another folder"
+        )
     atomic_write(out / "recipe.json", numbers)
     return None
 
 # %% ../nbs/33_training.ipynb #46b20f8e
-def train_at_once(method: Method, task: Task, data: Source, validation: Source, tested: Tensor | None) -> pd.DataFrame:  # one row: epoch, step, seconds, the validation metric
+def train_at_once(
+    method: Method, task: Task, data: Source, validation: Source, tested: Tensor | None
+) -> pd.DataFrame:  # one row: epoch, step, seconds, the validation metric
     "The training of a method without optimizers."
     began = time.monotonic()
     method.setup(data)
@@ -406,26 +565,65 @@ def train(
 ) -> pd.DataFrame:  # one row for each epoch: epoch, step, seconds, loss, what the method logs, the validation metric; `.attrs`: seconds `stepping` (validation apart), and of those `waited` for data
     "Train a method; it holds the chosen weights afterwards. The same call with `resume=True` continues a run that stopped."
     out, meta = Path(out) if out is not None else None, validation if meta is None else meta
-    if not checkpoint_seconds >= 0: raise MetakdError(f"checkpoint_seconds = {checkpoint_seconds}: expected 0 or more")
-    if getattr(method, "recipe", recipe) != recipe: raise MetakdError(f"the method was built with another recipe ({recipe_difference(asdict(method.recipe), asdict(recipe))}; its own against this one); train it with its own")
+    if not checkpoint_seconds >= 0:
+        raise MetakdError(f"checkpoint_seconds = {checkpoint_seconds}: expected 0 or more")
+    if getattr(method, "recipe", recipe) != recipe:
+        raise MetakdError(
+            f"the method was built with another recipe ({recipe_difference(asdict(method.recipe), asdict(recipe))}; its own against this one); train it with its own"
+        )
     for source in (data, validation, *([meta] if method.meta_step and meta is not validation else [])):
         source.check(method.modalities, method.shapes)
-        if isinstance(source, Batch): task.check(source.y)
+        if isinstance(source, Batch):
+            task.check(source.y)
     if not method.optimizers:
-        if out: raise MetakdError(f"{type(method).__name__} cannot be written to {out}: what it learns is not in its weights; train it without a folder")
+        if out:
+            raise MetakdError(
+                f"{type(method).__name__} cannot be written to {out}: what it learns is not in its weights; train it without a folder"
+            )
         return train_at_once(method, task, data, validation, tested)
-    if method.meta_step and not (meta.available.sum(1) > 1).any(): raise MetakdError("the meta step compares modalities, and no held-out sample has two of them; pass some that have as `meta`, or set alpha to 0")
-    if out is None: return train_steps(Training(method, task, recipe, data, validation, tested, meta, None, None), progress, checkpoint_seconds, stop_after, watch)
+    if method.meta_step and not (meta.available.sum(1) > 1).any():
+        raise MetakdError(
+            "the meta step compares modalities, and no held-out sample has two of them; pass some that have as `meta`, or set alpha to 0"
+        )
+    if out is None:
+        return train_steps(
+            Training(method, task, recipe, data, validation, tested, meta, None, None),
+            progress,
+            checkpoint_seconds,
+            stop_after,
+            watch,
+        )
     with claimed(out, "training") if int(os.environ.get("RANK", 0)) == 0 else nullcontext():
         now = describe(method, data, validation, tested, meta, about)
         start = start_run(out, now, recipe, resume) if int(os.environ.get("RANK", 0)) == 0 else latest_checkpoint(out)
-        return train_steps(Training(method, task, recipe, data, validation, tested, meta, out, start), progress, checkpoint_seconds, stop_after, watch)
+        return train_steps(
+            Training(method, task, recipe, data, validation, tested, meta, out, start),
+            progress,
+            checkpoint_seconds,
+            stop_after,
+            watch,
+        )
 
 
-def train_steps(t: Training, progress: bool, checkpoint_seconds: float, stop_after: int | None, watch: Callable[[Method], dict[str, float]] | None) -> pd.DataFrame:
+def train_steps(
+    t: Training,
+    progress: bool,
+    checkpoint_seconds: float,
+    stop_after: int | None,
+    watch: Callable[[Method], dict[str, float]] | None,
+) -> pd.DataFrame:
     "The loop of `train`."
     steps, stepping, stop, metric = len(t.loader), 0.0, False, t.task.main_metric
-    with interruptible() as interrupted, tqdm(total=t.total, initial=t.step, desc="training", unit="step", **({} if progress and t.accelerator.is_main_process else {"disable": True})) as bar:
+    with (
+        interruptible() as interrupted,
+        tqdm(
+            total=t.total,
+            initial=t.step,
+            desc="training",
+            unit="step",
+            **({} if progress and t.accelerator.is_main_process else {"disable": True}),
+        ) as bar,
+    ):
         for epoch in range(t.step // steps, t.recipe.epochs):
             t.method.train()
             epoch_began = time.monotonic()
@@ -433,15 +631,22 @@ def train_steps(t: Training, progress: bool, checkpoint_seconds: float, stop_aft
                 train_step(t, epoch, batch, weight)
                 bar.update()
                 stop = interrupted.is_set() or t.step == stop_after
-                if t.accelerator.num_processes > 1: stop = t.accelerator.reduce(torch.tensor(float(stop), device=t.accelerator.device)).item() > 0
-                if t.step % steps and (stop or checkpoint_seconds): t.checkpoint(0 if stop else checkpoint_seconds)  # within an epoch; at its end, below
-                if stop: break
+                if t.accelerator.num_processes > 1:
+                    stop = t.accelerator.reduce(torch.tensor(float(stop), device=t.accelerator.device)).item() > 0
+                if t.step % steps and (stop or checkpoint_seconds):
+                    t.checkpoint(0 if stop else checkpoint_seconds)  # within an epoch; at its end, below
+                if stop:
+                    break
             stepping += time.monotonic() - epoch_began
             if t.step % steps == 0:
                 row = end_epoch(t, epoch, watch)
                 t.checkpoint(0 if stop or t.step == t.total else checkpoint_seconds)
-                bar.set_postfix({"epoch": epoch + 1, "loss": f"{row['loss']:.3f}"} | ({} if math.isnan(row[metric]) else {metric: f"{row[metric]:.3f}"}))
-            if stop: break
+                bar.set_postfix(
+                    {"epoch": epoch + 1, "loss": f"{row['loss']:.3f}"}
+                    | ({} if math.isnan(row[metric]) else {metric: f"{row[metric]:.3f}"})
+                )
+            if stop:
+                break
     finish(t, interrupted.is_set())
     history = pd.DataFrame(t.history)
     history.attrs.update(waited=t.loader.waited, stepping=stepping)
@@ -456,4 +661,5 @@ def bare_epoch(method: Method, recipe: Recipe, batches: list[Batch], outer: list
         method.optimizers["network"].zero_grad(set_to_none=True)
         loss.backward()
         method.optimizers["network"].step()
-        if method.meta_step and k % method.meta_every == 0: method.meta_step(outer[k])
+        if method.meta_step and k % method.meta_every == 0:
+            method.meta_step(outer[k])

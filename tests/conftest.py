@@ -28,12 +28,29 @@ main({args!r})
 
 def two_processes(script: Path, text: str) -> str:  # what they printed
     "Run a script in two processes on the CPU (`accelerate launch --cpu` would start one, unless MPI is there)."
-    script.write_text(f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n{text}\nimport torch\nif torch.distributed.is_initialized(): torch.distributed.destroy_process_group()\n")  # threads of a group that is left open may abort the interpreter's end
+    script.write_text(
+        f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n{text}\nimport torch\nif torch.distributed.is_initialized(): torch.distributed.destroy_process_group()\n"
+    )  # threads of a group that is left open may abort the interpreter's end
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port), str(script)]
-    done = subprocess.run(launch, env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}, capture_output=True, text=True, timeout=300)
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--master_port",
+        str(port),
+        str(script),
+    ]
+    done = subprocess.run(
+        launch,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -50,7 +67,9 @@ def say_if_equal(name: str, method) -> None:
     mine = torch.cat([q.detach().flatten() for q in method.parameters()])
     first = mine.clone()
     torch.distributed.broadcast(first, 0)
-    assert torch.distributed.get_world_size() == 2 and mine.isfinite().all() and torch.equal(mine, first), name  # every player is stepped with the gradients of both processes
+    assert torch.distributed.get_world_size() == 2 and mine.isfinite().all() and torch.equal(mine, first), (
+        name
+    )  # every player is stepped with the gradients of both processes
     print("equal", name)
 
 
@@ -76,7 +95,12 @@ def with_rubbish(batch, rubbish: float = float("nan")):
     "The same batch with rubbish where nothing is."
     import torch
 
-    return batch._replace(x={m: torch.where(batch.available[:, k].view(-1, *[1] * (v.ndim - 1)), v, rubbish) for k, (m, v) in enumerate(batch.x.items())})
+    return batch._replace(
+        x={
+            m: torch.where(batch.available[:, k].view(-1, *[1] * (v.ndim - 1)), v, rubbish)
+            for k, (m, v) in enumerate(batch.x.items())
+        }
+    )
 
 
 def assert_nothing_absent_is_read(method, batch, rubbish: float = float("nan")) -> None:
@@ -119,7 +143,10 @@ def cohort(tmp_path_factory):
     out = tmp_path_factory.mktemp("cohort") / "cases"
     write_cohort(out, patients=10, shape=(24, 24, 24), spacing=7.5, jobs=1)
     for number, gone in ((3, ("t1ce",)), (4, ("t1", "t1ce", "t2"))):
-        for name in gone: next(out.glob(f"*/Glioma_{number:04d}/*_{name}.nii.gz")).unlink()
+        for name in gone:
+            next(out.glob(f"*/Glioma_{number:04d}/*_{name}.nii.gz")).unlink()
     names = [c.name for c in find_cases(out)]
-    (out / "split.json").write_text(json.dumps({"train": names[:5], "meta": names[5:6], "validation": names[6:7], "test": names[7:]}))
+    (out / "split.json").write_text(
+        json.dumps({"train": names[:5], "meta": names[5:6], "validation": names[6:7], "test": names[7:]})
+    )
     return out

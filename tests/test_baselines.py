@@ -1,4 +1,5 @@
 "What every compared method must stand: kill and resume, half precision, several processes, incomplete data, any number of modalities; and a new method in ten lines."
+
 import os
 import signal
 import subprocess
@@ -42,10 +43,27 @@ def test_there_are_all():
 def test_sigkill_then_resume_gives_the_same_bits(name, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     fit(prepared(name), whole)
-    command = [sys.executable, "-m", "metakd.cli", "train", "audiovision", "--method", name, "--rate", "0.2", "--recipe.epochs", "4", "--checkpoint-seconds", "0", "--out", str(killed)]
+    command = [
+        sys.executable,
+        "-m",
+        "metakd.cli",
+        "train",
+        "audiovision",
+        "--method",
+        name,
+        "--rate",
+        "0.2",
+        "--recipe.epochs",
+        "4",
+        "--checkpoint-seconds",
+        "0",
+        "--out",
+        str(killed),
+    ]
     process = subprocess.Popen(command, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     for _ in range(4800):
-        if list((killed / "checkpoints").glob("step-*")): break
+        if list((killed / "checkpoints").glob("step-*")):
+            break
         assert process.poll() is None, "the training ended before it could be stopped"
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
@@ -62,7 +80,9 @@ def test_half_precision(name):
 
 
 def test_two_processes_stay_equal(tmp_path):
-    said = two_processes(tmp_path / "two.py", f"""
+    said = two_processes(
+        tmp_path / "two.py",
+        f"""
 from conftest import say_if_equal
 from metakd.experiments import AudioVision, AudioVisionRecipe
 from metakd.training import train
@@ -70,7 +90,8 @@ for name in {BASELINES!r}:
     p = AudioVision(name, "image", 0.2).prepare(AudioVisionRecipe(epochs=2))
     train(p.method, p.task, p.recipe, p.train, p.validation, p.asked, progress=False)
     say_if_equal(name, p.method)
-""")
+""",
+    )
     assert said.count("equal") == 2 * len(BASELINES)
 
 
@@ -81,8 +102,10 @@ def test_no_complete_sample(name):
     p.train.available[::3] = torch.tensor([False, True])  # some have a sound alone
     assert not p.train.available.all(1).any()
     if name in NEED_COMPLETE:
-        with pytest.raises(MetakdError, match=f"{name} needs complete samples to .*use a method that does without"): fit(p)
-    else: assert fit(p).loss.notna().all()
+        with pytest.raises(MetakdError, match=f"{name} needs complete samples to .*use a method that does without"):
+            fit(p)
+    else:
+        assert fit(p).loss.notna().all()
 
 
 @pytest.mark.parametrize("name", COMPARED)
@@ -112,17 +135,37 @@ def test_a_toy_method_in_ten_lines(tmp_path, monkeypatch):
 
     class Doubt(Supervised):
         "Never quite sure: a penalty on confident answers."
+
         def training_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
             p = self.model(batch.x, batch.available).log_softmax(1)
             task = torch.nn.functional.nll_loss(p, batch.y)
             return task + self.recipe.doubt * (p.exp() * p).sum(1).mean(), {"task": task.detach()}
 
-    monkeypatch.setitem(experiments.CLASSIFIERS, "Doubt", Entry(lambda shapes, task, recipe: Doubt(build_model(shapes, task, recipe), task, recipe), DoubtRecipe))
+    monkeypatch.setitem(
+        experiments.CLASSIFIERS,
+        "Doubt",
+        Entry(lambda shapes, task, recipe: Doubt(build_model(shapes, task, recipe), task, recipe), DoubtRecipe),
+    )
     assert list(AudioVision.methods())[-1] == "Doubt" and AudioVision("Doubt").recipe_type()(doubt=0.5).doubt == 0.5
-    runs = table2(tmp_path, AudioVisionRecipe(epochs=1), table2_jobs(("NoKD", "Doubt"), (0.2,), 2, (("paper", "random"),), ("image",)), backend="sequential")
+    runs = table2(
+        tmp_path,
+        AudioVisionRecipe(epochs=1),
+        table2_jobs(("NoKD", "Doubt"), (0.2,), 2, (("paper", "random"),), ("image",)),
+        backend="sequential",
+    )
     assert runs.groupby("method").size().to_dict() == {"NoKD": 2, "Doubt": 2}
-    assert experiments.table2_view(runs, "image").index.tolist() == ["NoKD", "Doubt"] and len(experiments.lead(runs, "Doubt")) == 1
-    with pytest.raises(MetakdError, match=r"another recipe \(Doubt.doubt: 0.1 against 0.5"):  # a method's own numbers belong to the sweep's recipe too
-        table2(tmp_path, AudioVision("Doubt").recipe_type()(epochs=1, doubt=0.5), table2_jobs(("Doubt",), (0.2,), 3, (("paper", "random"),), ("image",)), backend="sequential")
+    assert (
+        experiments.table2_view(runs, "image").index.tolist() == ["NoKD", "Doubt"]
+        and len(experiments.lead(runs, "Doubt")) == 1
+    )
+    with pytest.raises(
+        MetakdError, match=r"another recipe \(Doubt.doubt: 0.1 against 0.5"
+    ):  # a method's own numbers belong to the sweep's recipe too
+        table2(
+            tmp_path,
+            AudioVision("Doubt").recipe_type()(epochs=1, doubt=0.5),
+            table2_jobs(("Doubt",), (0.2,), 3, (("paper", "random"),), ("image",)),
+            backend="sequential",
+        )
     same = run(AudioVision("Doubt", "image", 0.2), AudioVisionRecipe(epochs=1))[0]
     assert same["accuracy"] == runs[(runs.method == "Doubt") & (runs.seed == 0)].accuracy.item()

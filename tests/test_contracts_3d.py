@@ -1,4 +1,5 @@
 "Segmentation goes through the same contracts: MONAI blocks, two levels, a shared encoder, four sequences, per-sample holes."
+
 from dataclasses import replace
 
 import pandas as pd
@@ -11,8 +12,8 @@ from torch import nn
 from conftest import with_rubbish
 from metakd.evaluation import evaluate
 from metakd.meta import MetaKD, MetaKDRecipe, meta_gradient
-from metakd.model import MultimodalModel
 from metakd.modalities import Batch, all_subsets, drop_random
+from metakd.model import MultimodalModel
 from metakd.networks import Encoders
 from metakd.tasks import Task
 from metakd.training import train
@@ -23,14 +24,20 @@ SEQUENCES = ("flair", "t1", "t1c", "t2")
 class Regions(Task):
     main_metric = "dice"
 
-    def __init__(self): self.dice = DiceLoss(sigmoid=True)
-    def loss(self, logits, y): return self.dice(logits, y) + nn.functional.binary_cross_entropy_with_logits(logits, y)
+    def __init__(self):
+        self.dice = DiceLoss(sigmoid=True)
+
+    def loss(self, logits, y):
+        return self.dice(logits, y) + nn.functional.binary_cross_entropy_with_logits(logits, y)
 
     def scores(self, logits, y):
         p, y = (logits > 0).flatten(2), y.bool().flatten(2)
         return {"dice": (2 * (p & y).sum(2) / (p.sum(2) + y.sum(2)).clamp(min=1))}
 
-    def metrics(self, scores): return {f"dice_{r}": v for r, v in zip(("et", "tc"), scores["dice"].mean(0).tolist())} | {"dice": scores["dice"].mean().item()}
+    def metrics(self, scores):
+        return {f"dice_{r}": v for r, v in zip(("et", "tc"), scores["dice"].mean(0).tolist())} | {
+            "dice": scores["dice"].mean().item()
+        }
 
 
 class Encoder(nn.Module):
@@ -38,15 +45,22 @@ class Encoder(nn.Module):
         super().__init__()
         self.a, self.b = Convolution(3, 1, 8, strides=2), Convolution(3, 8, 16, strides=2)
 
-    def forward(self, x): a = self.a(x); return [a, self.b(a)]
+    def forward(self, x):
+        a = self.a(x)
+        return [a, self.b(a)]
 
 
 class Decoder(nn.Module):
     def __init__(self):
         super().__init__()
-        self.up, self.out = Convolution(3, 64, 16, strides=2, is_transposed=True), Convolution(3, 48, 2, strides=2, is_transposed=True, conv_only=True)
+        self.up, self.out = (
+            Convolution(3, 64, 16, strides=2, is_transposed=True),
+            Convolution(3, 48, 2, strides=2, is_transposed=True, conv_only=True),
+        )
 
-    def forward(self, features): skip, deep = (f.flatten(1, 2) for f in features); return self.out(torch.cat([self.up(deep), skip], 1))
+    def forward(self, features):
+        skip, deep = (f.flatten(1, 2) for f in features)
+        return self.out(torch.cat([self.up(deep), skip], 1))
 
 
 def cohort(n, seed):
@@ -55,9 +69,11 @@ def cohort(n, seed):
     y = torch.zeros(n, 2, 16, 16, 16)
     for k in range(n):
         z, r, c = torch.randint(0, 8, (3,), generator=g)
-        y[k, 1, z:z + 8, r:r + 8, c:c + 8] = 1
-        y[k, 0, z + 2:z + 6, r + 2:r + 6, c + 2:c + 6] = 1
-    x = {m: torch.randn(n, 1, 16, 16, 16, generator=g) * 0.3 + (y[:, :1] if m == "t1c" else y[:, 1:]) for m in SEQUENCES}
+        y[k, 1, z : z + 8, r : r + 8, c : c + 8] = 1
+        y[k, 0, z + 2 : z + 6, r + 2 : r + 6, c + 2 : c + 6] = 1
+    x = {
+        m: torch.randn(n, 1, 16, 16, 16, generator=g) * 0.3 + (y[:, :1] if m == "t1c" else y[:, 1:]) for m in SEQUENCES
+    }
     return Batch(x, torch.ones(n, 4, dtype=torch.bool), y)
 
 
@@ -80,7 +96,9 @@ def test_metakd_segments_in_3d_with_holes_and_resumes(tmp_path):
     assert {"w_flair", "w_t1", "w_t1c", "w_t2", "distillation", "meta"} <= set(history.columns)
 
     train(build(RECIPE), method.task, RECIPE, data, validation, None, tmp_path / "r", progress=False, stop_after=30)
-    again = train(build(RECIPE), method.task, RECIPE, data, validation, None, tmp_path / "r", resume=True, progress=False)
+    again = train(
+        build(RECIPE), method.task, RECIPE, data, validation, None, tmp_path / "r", resume=True, progress=False
+    )
     pd.testing.assert_frame_equal(history.drop(columns="seconds"), again.drop(columns="seconds"), check_exact=True)
 
 

@@ -1,4 +1,5 @@
 "Runs that are killed, interrupted, out of disk, or spread over processes. Each starts real processes, as a user would."
+
 import os
 import signal
 import subprocess
@@ -10,7 +11,16 @@ import pytest
 
 from conftest import assert_same_run, hears_ctrl_c, log, metakd_in_two_processes
 
-BASE = ["train", "audiovision", "--rate", "0.2", "--recipe.epochs", "15", "--checkpoint-seconds", "0"]  # long enough that a busy machine can still stop it in time
+BASE = [
+    "train",
+    "audiovision",
+    "--rate",
+    "0.2",
+    "--recipe.epochs",
+    "15",
+    "--checkpoint-seconds",
+    "0",
+]  # long enough that a busy machine can still stop it in time
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -27,7 +37,8 @@ def finish(out, *more, **options):
 def wait_for_checkpoint(process, out, step):
     for _ in range(2400):
         found = sorted((out / "checkpoints").glob("step-*"))
-        if found and int(found[-1].name[5:]) >= step: return
+        if found and int(found[-1].name[5:]) >= step:
+            return
         assert process.poll() is None, "the training ended before it could be stopped"
         time.sleep(0.05)
     raise AssertionError("no checkpoint came")
@@ -55,9 +66,17 @@ def test_sigkill_in_mid_epoch_then_resume_gives_the_same_bits(whole, tmp_path):
 
 def test_ctrl_c_leaves_a_checkpoint_and_resumes(whole, tmp_path):
     out = tmp_path / "run"
-    process = subprocess.Popen(command(out, "--checkpoint-seconds", "1000"), env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=hears_ctrl_c)
+    process = subprocess.Popen(
+        command(out, "--checkpoint-seconds", "1000"),
+        env=ENV,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=hears_ctrl_c,
+    )
     for _ in range(2400):
-        if (out / "log.csv").exists(): break
+        if (out / "log.csv").exists():
+            break
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     errors = process.communicate(timeout=60)[1]
@@ -73,7 +92,18 @@ def test_full_disk_keeps_the_last_good_checkpoint(tmp_path):
 
     out, recipe = tmp_path / "run", AudioVisionRecipe(epochs=3)
     p = AudioVision(rate=0.2).prepare(recipe)
-    train(p.method, p.task, p.recipe, p.train, p.validation, p.asked, out, progress=False, checkpoint_seconds=0, stop_after=29)
+    train(
+        p.method,
+        p.task,
+        p.recipe,
+        p.train,
+        p.validation,
+        p.asked,
+        out,
+        progress=False,
+        checkpoint_seconds=0,
+        stop_after=29,
+    )
     before = {f.name: f.read_bytes() for f in latest_checkpoint(out).iterdir()}
     script = f"""
 import resource, sys
@@ -92,7 +122,17 @@ main(["train", "audiovision", "--out", {str(out)!r}, "--rate", "0.2", "--recipe.
 
 def test_two_processes_give_the_losses_of_one(tmp_path):
     # Each process draws its own dropout masks and measures its own spread, so equality is a statement about dropout 0 and the published equation (5).
-    options = ("--recipe.dropout", "0", "--recipe.no-relative", "--recipe.batch-size", "32", "--recipe.drop", "0.3", "--recipe.epochs", "2")
+    options = (
+        "--recipe.dropout",
+        "0",
+        "--recipe.no-relative",
+        "--recipe.batch-size",
+        "32",
+        "--recipe.drop",
+        "0.3",
+        "--recipe.epochs",
+        "2",
+    )
     finish(tmp_path / "one", *options)
     metakd_in_two_processes(tmp_path, *BASE, "--out", str(tmp_path / "two"), *options)
     one, two = log(tmp_path / "one"), log(tmp_path / "two")
@@ -102,7 +142,12 @@ def test_two_processes_give_the_losses_of_one(tmp_path):
 
 
 def test_a_mistake_is_one_line_and_status_2(tmp_path):
-    done = subprocess.run([sys.executable, "-m", "metakd.cli", "train", "audiovision", "--out", str(tmp_path / "new"), "--rate", "1.5"], env=ENV, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "metakd.cli", "train", "audiovision", "--out", str(tmp_path / "new"), "--rate", "1.5"],
+        env=ENV,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 2 and "rate 1.5 is not between 0 and 1" in done.stderr
     assert "Traceback" not in done.stderr and not (tmp_path / "new").exists()
 

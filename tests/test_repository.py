@@ -1,4 +1,5 @@
 "Notebooks, package and README agree, and notebooks are as they should be committed."
+
 import json
 import shutil
 import subprocess
@@ -11,31 +12,41 @@ from readme import readme
 
 root = Path(__file__).parent.parent
 notebooks = sorted(p for p in (root / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
-tool = lambda name: str(Path(sys.executable).parent / name)
+
+
+def tool(name):
+    return str(Path(sys.executable).parent / name)
 
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
     "The project, copied so that the checks change nothing here."
     folder = tmp_path_factory.mktemp("copy")
-    for name in ("nbs", "metakd"): shutil.copytree(root / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
-    for name in ("settings.ini", "setup.py", "README.md"): shutil.copy(root / name, folder)
+    for name in ("nbs", "metakd"):
+        shutil.copytree(root / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+    for name in ("settings.ini", "setup.py", "README.md"):
+        shutil.copy(root / name, folder)
     return folder
 
 
 def test_package_is_what_the_notebooks_export(copy):
     for old in (copy / "metakd").rglob("*.py"):
-        if old.name != "__init__.py": old.unlink()
+        if old.name != "__init__.py":
+            old.unlink()
     subprocess.run([tool("nbdev_export")], cwd=copy, check=True)
     ours = {p.relative_to(root): p.read_text() for p in (root / "metakd").rglob("*.py")}
     exported = {p.relative_to(copy): p.read_text() for p in (copy / "metakd").rglob("*.py")}
     assert ours.keys() == exported.keys()
-    for name in ours: assert ours[name] == exported[name], f"{name} differs: edit the notebook, then run make export"
+    for name in ours:
+        assert ours[name] == exported[name], f"{name} differs: edit the notebook, then run make export"
 
 
 def test_notebooks_are_clean(copy):
     subprocess.run([tool("nbdev_clean"), "--fname", str(copy / "nbs")], cwd=copy, check=True)
-    for nb in notebooks: assert json.loads(nb.read_text()) == json.loads((copy / nb.relative_to(root)).read_text()), f"{nb}: run .venv/bin/nbdev_clean"
+    for nb in notebooks:
+        assert json.loads(nb.read_text()) == json.loads((copy / nb.relative_to(root)).read_text()), (
+            f"{nb}: run .venv/bin/nbdev_clean"
+        )
 
 
 @pytest.mark.parametrize("nb", notebooks, ids=lambda p: p.stem)

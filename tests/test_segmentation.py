@@ -1,4 +1,5 @@
 "Segmentation as a whole program: killed and resumed, interrupted while predicting, in two processes, with scans that are wrong."
+
 import os
 import signal
 import subprocess
@@ -20,11 +21,34 @@ from metakd.segmentation import Brats, SegmentationRecipe, table1
 from metakd.training import load_weights, train
 
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
-SMALL = ["--recipe.no-relative", "--recipe.epochs", "3", "--recipe.crops", "2", "--recipe.window", "16", "16", "16", "--recipe.drop-from", "0.3", "--recipe.distill-from", "0.3", "--checkpoint-seconds", "0"]
+SMALL = [
+    "--recipe.no-relative",
+    "--recipe.epochs",
+    "3",
+    "--recipe.crops",
+    "2",
+    "--recipe.window",
+    "16",
+    "16",
+    "16",
+    "--recipe.drop-from",
+    "0.3",
+    "--recipe.distill-from",
+    "0.3",
+    "--checkpoint-seconds",
+    "0",
+]
 
 
 def metakd(*args, **options):
-    return subprocess.run([sys.executable, "-m", "metakd.cli", *map(str, args)], env=ENV, capture_output=True, text=True, timeout=300, **options)
+    return subprocess.run(
+        [sys.executable, "-m", "metakd.cli", *map(str, args)],
+        env=ENV,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        **options,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -37,14 +61,29 @@ def run(cohort, tmp_path_factory):
 
 
 def command(cohort, out, *more):
-    return [sys.executable, "-m", "metakd.cli", "train", "brats", "--data", str(cohort), "--cache", str(out.parent / "cache"), "--out", str(out), *SMALL, *more]
+    return [
+        sys.executable,
+        "-m",
+        "metakd.cli",
+        "train",
+        "brats",
+        "--data",
+        str(cohort),
+        "--cache",
+        str(out.parent / "cache"),
+        "--out",
+        str(out),
+        *SMALL,
+        *more,
+    ]
 
 
 def test_sigkill_then_resume_gives_the_same_bits(cohort, run, tmp_path):
     out = tmp_path / "run"
     process = subprocess.Popen(command(cohort, out), env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     for _ in range(2400):
-        if list((out / "checkpoints").glob("step-*")): break
+        if list((out / "checkpoints").glob("step-*")):
+            break
         assert process.poll() is None, "the training ended before it could be killed"
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
@@ -72,7 +111,8 @@ def test_resume_in_mid_epoch_gives_the_same_bits(cohort, tmp_path):
 def test_two_processes_give_the_losses_of_one(cohort, run, tmp_path):
     metakd_in_two_processes(tmp_path, *command(cohort, tmp_path / "two")[3:])
     one, two = log(run), log(tmp_path / "two")
-    for column in ("loss", "task", "distillation", "meta", "w_t1c"): assert (one[column] - two[column]).abs().max() < 2e-3, column  # sums in another order, through AdamW
+    for column in ("loss", "task", "distillation", "meta", "w_t1c"):
+        assert (one[column] - two[column]).abs().max() < 2e-3, column  # sums in another order, through AdamW
 
 
 def test_an_absent_sequence_is_never_opened_and_each_window_is_encoded_once(cohort, tmp_path):
@@ -86,7 +126,8 @@ def test_an_absent_sequence_is_never_opened_and_each_window_is_encoded_once(coho
     rows = []
     method.model.encoders.networks[0].register_forward_hook(lambda module, args, out: rows.append(len(args[0])))
     batch = next(Volumes([four], (16, 16, 16)).whole())
-    with torch.inference_mode(): answers = task.answer(method, batch.x, batch.available, all_subsets(4))
+    with torch.inference_mode():
+        answers = task.answer(method, batch.x, batch.available, all_subsets(4))
     assert answers.shape == (15, 1, 3, *batch.y.shape[2:])
     windows = len(rows)
     assert rows == [4] * windows  # 15 subsets, and each window's four sequences went through the encoder once
@@ -99,7 +140,9 @@ def test_what_stands_in_an_absent_sequence_does_not_matter(skips):
     here = torch.tensor([[True, False, False, True], [False, True, False, False]])
     with torch.inference_mode():
         clean = method.predict(x, here)
-        poisoned = {m: v.masked_fill(~here[:, k].view(2, 1, 1, 1, 1), float("nan")) for k, (m, v) in enumerate(x.items())}
+        poisoned = {
+            m: v.masked_fill(~here[:, k].view(2, 1, 1, 1, 1), float("nan")) for k, (m, v) in enumerate(x.items())
+        }
         assert torch.equal(method.predict(poisoned, here), clean)
 
 
@@ -113,7 +156,11 @@ def test_predictions_lie_on_the_input_and_a_volume_smaller_than_the_window_is_fi
     done = metakd("predict", run, small, "--out", tmp_path / "out", "--mirror", "--post", "--save-probabilities")
     assert done.returncode == 0, done.stderr
     label = nib.load(tmp_path / "out" / "X_seg.nii.gz")
-    assert label.shape == volume.shape and np.allclose(label.affine, affine) and np.allclose(label.header.get_zooms(), nib.load(small / "X_t1.nii.gz").header.get_zooms())
+    assert (
+        label.shape == volume.shape
+        and np.allclose(label.affine, affine)
+        and np.allclose(label.header.get_zooms(), nib.load(small / "X_t1.nii.gz").header.get_zooms())
+    )
     assert nib.load(tmp_path / "out" / "X_seg_probabilities.nii.gz").shape == (*volume.shape, 3)
 
 
@@ -121,10 +168,19 @@ def test_ctrl_c_while_predicting_leaves_no_half_file(cohort, run, tmp_path):
     many, out = tmp_path / "many", tmp_path / "out"
     flair = find_cases(cohort)[0].images["flair"].path.read_bytes()
     many.mkdir()
-    for k in range(200): (many / f"P{k:03}_flair.nii.gz").write_bytes(flair)
-    process = subprocess.Popen([sys.executable, "-m", "metakd.cli", "predict", str(run), str(many), "--out", str(out)], env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=hears_ctrl_c)
+    for k in range(200):
+        (many / f"P{k:03}_flair.nii.gz").write_bytes(flair)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "metakd.cli", "predict", str(run), str(many), "--out", str(out)],
+        env=ENV,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=hears_ctrl_c,
+    )
     for _ in range(2400):
-        if len(list(out.glob("*.nii.gz"))) >= 3: break
+        if len(list(out.glob("*.nii.gz"))) >= 3:
+            break
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
@@ -132,28 +188,38 @@ def test_ctrl_c_while_predicting_leaves_no_half_file(cohort, run, tmp_path):
     assert process.returncode == 130 and "Traceback" not in errors
     written = list(out.glob("*.nii.gz"))
     assert 3 <= len(written) < 200 and not [p for p in out.iterdir() if p.name.endswith(".tmp")]
-    for path in written: assert np.asarray(nib.load(path).dataobj).shape == (24, 24, 24)
+    for path in written:
+        assert np.asarray(nib.load(path).dataobj).shape == (24, 24, 24)
 
 
-@pytest.mark.parametrize("args, said", [
-    (["predict", "RUN", "TMP/empty"], "no sequence found"),
-    (["predict", "TMP/nowhere", "COHORT"], "no such file"),
-    (["predict", "RUN", "COHORT", "--out", "TMP/locked/out"], "could not be written"),
-    (["train", "brats", "--data", "TMP/empty", "--out", "TMP/new"], "no cases found"),
-    (["train", "brats", "--data", "COHORT", "--out", "TMP/new", "--recipe.window", "20", "16", "16"], "multiples of 8 x 8 x 8"),
-    (["train", "brats", "--data", "COHORT", "--out", "TMP/new", "--method", "Oracle"], "unknown method"),
-])
+@pytest.mark.parametrize(
+    "args, said",
+    [
+        (["predict", "RUN", "TMP/empty"], "no sequence found"),
+        (["predict", "TMP/nowhere", "COHORT"], "no such file"),
+        (["predict", "RUN", "COHORT", "--out", "TMP/locked/out"], "could not be written"),
+        (["train", "brats", "--data", "TMP/empty", "--out", "TMP/new"], "no cases found"),
+        (
+            ["train", "brats", "--data", "COHORT", "--out", "TMP/new", "--recipe.window", "20", "16", "16"],
+            "multiples of 8 x 8 x 8",
+        ),
+        (["train", "brats", "--data", "COHORT", "--out", "TMP/new", "--method", "Oracle"], "unknown method"),
+    ],
+)
 def test_mistakes_are_one_line_and_status_2(args, said, cohort, run, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     (tmp_path / "locked").write_text("a file where a folder should be")
-    with pytest.raises(SystemExit) as stopped: main([a.replace("RUN", str(run)).replace("COHORT", str(cohort)).replace("TMP", str(tmp_path)) for a in args])
+    with pytest.raises(SystemExit) as stopped:
+        main([a.replace("RUN", str(run)).replace("COHORT", str(cohort)).replace("TMP", str(tmp_path)) for a in args])
     errors = capsys.readouterr().err
     assert stopped.value.code == 2 and said in errors and "Traceback" not in errors
     assert not (tmp_path / "new").exists()
 
 
 def test_training_on_half_precision_and_with_the_zero_skips(cohort, tmp_path):
-    recipe = Brats(cohort).recipe_type()(epochs=1, crops=1, window=(24, 24, 24), precision="bf16", skips="zero", drop_from=0.0, distill_from=0.0)
+    recipe = Brats(cohort).recipe_type()(
+        epochs=1, crops=1, window=(24, 24, 24), precision="bf16", skips="zero", drop_from=0.0, distill_from=0.0
+    )
     p = Brats(cohort, cache=tmp_path / "cache").prepare(recipe)
     history = train(p.method, p.task, p.recipe, p.train, p.validation, p.asked, meta=p.meta, progress=False)
     assert history.loss.notna().all() and {q.dtype for q in p.method.parameters()} == {torch.float32}

@@ -1,4 +1,5 @@
 "Every column of Table 1 keeps the promises of the others: any subset, nothing absent read, killed and resumed, two processes, predict."
+
 import json
 import multiprocessing
 import os
@@ -27,7 +28,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def split(cohort):
     "Less to validate and test on than elsewhere."
     names = [c.name for c in find_cases(cohort)]
-    (cohort.parent / "few.json").write_text(json.dumps({"train": names[:5], "meta": names[5:6], "validation": names[6:7], "test": names[9:]}))
+    (cohort.parent / "few.json").write_text(
+        json.dumps({"train": names[:5], "meta": names[5:6], "validation": names[6:7], "test": names[9:]})
+    )
     return cohort.parent / "few.json"
 
 
@@ -37,7 +40,9 @@ def prepared(cohort, split, name, **recipe):
 
 
 def fit(p, out=None, **options):
-    return train(p.method, p.task, p.recipe, p.train, p.validation, p.asked, out, progress=False, meta=p.meta, **options)
+    return train(
+        p.method, p.task, p.recipe, p.train, p.validation, p.asked, out, progress=False, meta=p.meta, **options
+    )
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +50,38 @@ def runs(cohort, split, tmp_path_factory):
     "Every method, trained a little by the command."
     out = tmp_path_factory.mktemp("runs")
     torch.set_num_threads(1)
-    numbers = ["--recipe.epochs", "3", "--recipe.crops", "1", "--recipe.window", "16", "16", "16", "--recipe.drop-from", "0.3", "--checkpoint-seconds", "0"]
-    for name in METHODS: main(["train", "brats", "--data", str(cohort), "--split", str(split), "--cache", str(cohort.parent / "cache"), "--method", name, "--out", str(out / name), *numbers])
+    numbers = [
+        "--recipe.epochs",
+        "3",
+        "--recipe.crops",
+        "1",
+        "--recipe.window",
+        "16",
+        "16",
+        "16",
+        "--recipe.drop-from",
+        "0.3",
+        "--checkpoint-seconds",
+        "0",
+    ]
+    for name in METHODS:
+        main(
+            [
+                "train",
+                "brats",
+                "--data",
+                str(cohort),
+                "--split",
+                str(split),
+                "--cache",
+                str(cohort.parent / "cache"),
+                "--method",
+                name,
+                "--out",
+                str(out / name),
+                *numbers,
+            ]
+        )
     return out
 
 
@@ -67,7 +102,10 @@ def test_every_subset_and_nothing_absent_is_read(name):
         all_there = torch.ones(6, 4, dtype=torch.bool)
         answers = method.predict_subsets(x, all_there, all_subsets(4))
         assert answers.shape == (15, 6, 3, 16, 16, 16) and answers.isfinite().all()
-        for k in (0, 6, 14): torch.testing.assert_close(answers[k], method.predict(x, all_subsets(4)[k].expand(6, -1)), atol=1e-4, rtol=1e-3)
+        for k in (0, 6, 14):
+            torch.testing.assert_close(
+                answers[k], method.predict(x, all_subsets(4)[k].expand(6, -1)), atol=1e-4, rtol=1e-3
+            )
         assert (answers[0] - answers[-1]).abs().max() > 1e-3  # and it does matter what there is
 
 
@@ -78,7 +116,10 @@ def test_it_learns_one_batch(name):
     method, task = Brats(Path("."), name).build(Brats(Path("."), name).recipe_type()(lr=1e-2, window=(16, 16, 16)))
     y = torch.zeros(2, 3, 16, 16, 16)
     y[:, 2, 3:13, 3:13, 3:13], y[:, 1, 5:11, 5:11, 5:11], y[:, 0, 7:9, 5:11, 5:11] = 1, 1, 1
-    x = {m: torch.randn(2, 1, 16, 16, 16) + (y[:, 2:] if m == "flair" else 2 * y[:, :1] if m == "t1c" else y[:, 1:2]) for m in method.modalities}
+    x = {
+        m: torch.randn(2, 1, 16, 16, 16) + (y[:, 2:] if m == "flair" else 2 * y[:, :1] if m == "t1c" else y[:, 1:2])
+        for m in method.modalities
+    }
     here, best = torch.ones(2, 4, dtype=torch.bool), 0.0
     for step in range(80):
         loss, _ = method.train().training_loss(Batch(x, here, y))
@@ -86,8 +127,10 @@ def test_it_learns_one_batch(name):
         loss.backward()
         method.optimizers["network"].step()
         if step % 10 == 9:
-            with torch.inference_mode(): best = task.metrics(task.scores(method.eval().predict(x, here), y))["dice"]
-            if best > 0.9: return
+            with torch.inference_mode():
+                best = task.metrics(task.scores(method.eval().predict(x, here), y))["dice"]
+            if best > 0.9:
+                return
     raise AssertionError(f"Dice {best} after 80 steps")
 
 
@@ -96,10 +139,14 @@ def test_sigkill_then_resume_gives_the_same_bits(name, cohort, split, runs, tmp_
     killed = tmp_path / "killed"
 
     def slowly():
-        torch.set_num_threads(1)  # renews the pool that did not survive the fork, before two loading threads do so at once
+        torch.set_num_threads(
+            1
+        )  # renews the pool that did not survive the fork, before two loading threads do so at once
         p = prepared(cohort, split, name)
         loss = p.method.training_loss
-        p.method.training_loss = lambda batch: (time.sleep(0.3 if p.method.progress > 0.4 else 0), loss(batch))[1]  # time to be killed in
+        p.method.training_loss = lambda batch: (time.sleep(0.3 if p.method.progress > 0.4 else 0), loss(batch))[
+            1
+        ]  # time to be killed in
         fit(p, killed, checkpoint_seconds=0)
 
     process = multiprocessing.get_context("fork").Process(target=slowly)
@@ -115,7 +162,9 @@ def test_sigkill_then_resume_gives_the_same_bits(name, cohort, split, runs, tmp_
 
 
 def test_two_processes_stay_equal(cohort, split, tmp_path):
-    said = two_processes(tmp_path / "two.py", f"""
+    said = two_processes(
+        tmp_path / "two.py",
+        f"""
 from conftest import say_if_equal
 from metakd.segmentation import Brats
 from metakd.training import train
@@ -124,7 +173,8 @@ for name in {METHODS!r}:
     p = experiment.prepare(experiment.recipe_type()(**{ {**SMALL, "epochs": 1}!r}))
     train(p.method, p.task, p.recipe, p.train, p.validation, p.asked, progress=False, meta=p.meta)
     say_if_equal(name, p.method)
-""")
+""",
+    )
     assert said.count("equal") == 2 * len(METHODS)
 
 
@@ -136,7 +186,17 @@ def test_predict_from_what_there_is_at_any_size(name, cohort, runs, tmp_path):
     for m, suffix in (("flair", "flair"), ("t1c", "t1ce")):
         image = nib.load(source.images[m].path)
         nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[:21, :18, :23], image.affine), few / f"few_{suffix}.nii.gz")
-    main(["predict", str(runs / name), str(few), str(Path(source.images["t1"].path).parent), "--out", str(tmp_path / "out"), "--no-png"])
+    main(
+        [
+            "predict",
+            str(runs / name),
+            str(few),
+            str(Path(source.images["t1"].path).parent),
+            "--out",
+            str(tmp_path / "out"),
+            "--no-png",
+        ]
+    )
     written = sorted(tmp_path.glob("out/*.nii.gz"))
     assert [nib.load(w).shape for w in written] == [(24, 24, 24), (21, 18, 23)]
     assert all(set(np.unique(nib.load(w).dataobj)) <= {0, 1, 2, 4} for w in written)
@@ -144,19 +204,45 @@ def test_predict_from_what_there_is_at_any_size(name, cohort, runs, tmp_path):
 
 def test_another_methods_run_is_refused(cohort, split, runs, capsys):
     for name, other in zip(METHODS, METHODS[1:] + METHODS[:1]):
-        with pytest.raises(Exception, match="Was it trained with another method"): load_weights(runs / name, prepared(cohort, split, other).method)
-        with pytest.raises(SystemExit): main(["train", "brats", "--data", str(cohort), "--split", str(split), "--cache", str(cohort.parent / "cache"), "--method", other, "--out", str(runs / name), "--resume"])
+        with pytest.raises(Exception, match="Was it trained with another method"):
+            load_weights(runs / name, prepared(cohort, split, other).method)
+        with pytest.raises(SystemExit):
+            main(
+                [
+                    "train",
+                    "brats",
+                    "--data",
+                    str(cohort),
+                    "--split",
+                    str(split),
+                    "--cache",
+                    str(cohort.parent / "cache"),
+                    "--method",
+                    other,
+                    "--out",
+                    str(runs / name),
+                    "--resume",
+                ]
+            )
         assert "belongs to another experiment" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", METHODS[:5])
 def test_half_precision(name, cohort, split):
-    history = fit(prepared(cohort, split, name, epochs=1, window=(24, 24, 24), precision="bf16"))  # with 2 x 2 x 2 voxels at the bottom, a CPU's gradient of the weights is not defined in bf16 (torch 2.13)
+    history = fit(
+        prepared(cohort, split, name, epochs=1, window=(24, 24, 24), precision="bf16")
+    )  # with 2 x 2 x 2 voxels at the bottom, a CPU's gradient of the weights is not defined in bf16 (torch 2.13)
     assert history.loss.notna().all()
 
 
-@pytest.mark.parametrize("name, millions", [("U-HeMIS", 1.1), ("U-HVED", 1.3), ("RobustSeg", 38.4), ("mmFormer", 36.0), ("ShaSpec", 180.0), ("MetaKD", 43.7)])
+@pytest.mark.parametrize(
+    "name, millions",
+    [("U-HeMIS", 1.1), ("U-HVED", 1.3), ("RobustSeg", 38.4), ("mmFormer", 36.0), ("ShaSpec", 180.0), ("MetaKD", 43.7)],
+)
 def test_the_reference_networks_are_built(name, millions):
     "Their sizes as they are here, without memory for the weights; a forward pass of each is beyond a test."
-    with torch.device("meta"): method, _ = Brats(Path("."), name).build(Brats.recipe_for(name, type(REFERENCE)(window=(128, 128, 128), network="reference")))
+    with torch.device("meta"):
+        method, _ = Brats(Path("."), name).build(
+            Brats.recipe_for(name, type(REFERENCE)(window=(128, 128, 128), network="reference"))
+        )
     assert sum(q.numel() for q in method.parameters()) / 1e6 == pytest.approx(millions, rel=0.05)

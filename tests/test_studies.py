@@ -1,4 +1,5 @@
 "Methods for modalities of any shape: nothing absent read, kill and resume, several processes; and the command line from a folder to a table."
+
 import os
 import signal
 import subprocess
@@ -30,7 +31,19 @@ def recipe(name, **changes):
 
 def fit(name, out=None, own={}, **options):
     p = Study("alzheimer", name, 0.3, 5).prepare(recipe(name, **own))
-    train(p.method, p.task, p.recipe, p.train, p.validation, p.asked, out, progress=False, checkpoint_seconds=0, meta=p.meta, **options)
+    train(
+        p.method,
+        p.task,
+        p.recipe,
+        p.train,
+        p.validation,
+        p.asked,
+        out,
+        progress=False,
+        checkpoint_seconds=0,
+        meta=p.meta,
+        **options,
+    )
     return p
 
 
@@ -44,7 +57,11 @@ def test_every_subset_and_nothing_absent_is_read(name):
     available, y = all_subsets(4), torch.arange(15) % 3
     x = {m: torch.randn(15, *s) for m, s in SHAPES.items()}
     x["blood"][available[:, 1].nonzero()[0], 2] = float("nan")  # a single unknown value is no absent modality
-    method, batch, scales = Study(method=name).entry().build(SHAPES, Classification(3), recipe(name)), Batch(x, available, y), []
+    method, batch, scales = (
+        Study(method=name).entry().build(SHAPES, Classification(3), recipe(name)),
+        Batch(x, available, y),
+        [],
+    )
     for b in (with_rubbish(batch, float("inf")), batch):
         method.setup(b)
         scales.append({k: v.clone() for k, v in method.named_buffers()})
@@ -53,22 +70,50 @@ def test_every_subset_and_nothing_absent_is_read(name):
     method.eval()
     with torch.inference_mode():
         answers = method.predict_subsets(x, torch.ones(15, 4, dtype=torch.bool), available)
-        for s in (0, 6, 14): torch.testing.assert_close(answers[s], method.predict(x, available[s].expand(15, -1)), atol=1e-5, rtol=1e-4)
+        for s in (0, 6, 14):
+            torch.testing.assert_close(answers[s], method.predict(x, available[s].expand(15, -1)), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name, own", [*((m, {}) for m in TRAINED), *(("MetaKD", {"hypergradient": h, "inner_steps": 2, "meta_every": 1}) for h in ("unrolled", "implicit"))])
+@pytest.mark.parametrize(
+    "name, own",
+    [
+        *((m, {}) for m in TRAINED),
+        *(("MetaKD", {"hypergradient": h, "inner_steps": 2, "meta_every": 1}) for h in ("unrolled", "implicit")),
+    ],
+)
 def test_stopped_anywhere_then_resumed_gives_the_same_bits(name, own, tmp_path):
     for out, stops in ((tmp_path / "whole", ()), (tmp_path / "parts", (2, 4, 7))):
-        for stop in stops: fit(name, out, own, resume=True, stop_after=stop)
+        for stop in stops:
+            fit(name, out, own, resume=True, stop_after=stop)
         fit(name, out, own, resume=True)
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_sigkill_then_resume(tmp_path):
-    command = ["train", "study", "--data", "alzheimer", "--hidden", "0.3", "--folds", "5", "--method", "Flex-MoE", "--checkpoint-seconds", "0", "--out"]
-    for k, v in {**SMALL, "width": 16, "patches": 2, "experts": 3, "top": 2, "moe_hidden": 8, "epochs": 30}.items(): command[-1:-1] = [f"--recipe.{k.replace('_', '-')}", str(v)]
+    command = [
+        "train",
+        "study",
+        "--data",
+        "alzheimer",
+        "--hidden",
+        "0.3",
+        "--folds",
+        "5",
+        "--method",
+        "Flex-MoE",
+        "--checkpoint-seconds",
+        "0",
+        "--out",
+    ]
+    for k, v in {**SMALL, "width": 16, "patches": 2, "experts": 3, "top": 2, "moe_hidden": 8, "epochs": 30}.items():
+        command[-1:-1] = [f"--recipe.{k.replace('_', '-')}", str(v)]
     killed = tmp_path / "killed"
-    process = subprocess.Popen([sys.executable, "-m", "metakd.cli", *command, str(killed)], env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "metakd.cli", *command, str(killed)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     while not list((killed / "checkpoints").glob("step-*")):
         assert process.poll() is None, "the training ended before it could be killed"
         time.sleep(0.02)
@@ -80,12 +125,15 @@ def test_sigkill_then_resume(tmp_path):
 
 
 def test_two_processes_stay_equal(tmp_path):
-    said = two_processes(tmp_path / "two.py", """
+    said = two_processes(
+        tmp_path / "two.py",
+        """
 from conftest import say_if_equal
 from test_studies import TRAINED, fit
 for name in TRAINED: say_if_equal(name, fit(name).method)
 say_if_equal("unrolled", fit("MetaKD", own={"hypergradient": "unrolled", "inner_steps": 2}).method)
-""")
+""",
+    )
     assert said.count("equal") == 2 * (len(TRAINED) + 1)
 
 
@@ -95,26 +143,60 @@ def test_from_a_folder_to_a_table(tmp_path, capsys):
     main(["train", "study", "--data", str(folder), "--method", "NoKD", "--out", str(run), "--recipe.epochs", "1"])
     main(["evaluate", str(run)])
     assert "image+genomic+clinical+biospecimen" in capsys.readouterr().out
-    main(["adni", "--data", str(folder), "--methods", "NoKD", "MetaKD", "--seeds", "2", "--jobs", "1", "--out", str(tmp_path / "results"), "--recipe.epochs", "1"])
+    main(
+        [
+            "adni",
+            "--data",
+            str(folder),
+            "--methods",
+            "NoKD",
+            "MetaKD",
+            "--seeds",
+            "2",
+            "--jobs",
+            "1",
+            "--out",
+            str(tmp_path / "results"),
+            "--recipe.epochs",
+            "1",
+        ]
+    )
     said = capsys.readouterr().out
     assert "MetaKD" in said and "not to be compared digit by digit" in said
     runs = pd.read_csv(tmp_path / "results" / "studies.csv")
     curves = pd.read_csv(tmp_path / "results" / "studies_importance.csv")
-    assert len(runs) == 4 and set(curves.method) == {"MetaKD"} and set(curves.modality) == {"image", "genomic", "clinical", "biospecimen"}
+    assert (
+        len(runs) == 4
+        and set(curves.method) == {"MetaKD"}
+        and set(curves.modality) == {"image", "genomic", "clinical", "biospecimen"}
+    )
 
 
-@pytest.mark.parametrize("args, message", [
-    (["train", "study", "--data", "nowhere", "--out", "{out}"], "unknown study 'nowhere': choose digits, alzheimer, clinic, or a folder"),
-    (["study", "--methods", "GAN", "--out", "{out}"], "unknown method 'GAN': choose MeanInput, ZeroFill, HistGradientBoosting, Flex-MoE, NoKD, MetaKD"),
-    (["train", "study", "--data", "alzheimer", "--method", "HistGradientBoosting", "--out", "{out}"], "what it learns is not in its weights"),
-    (["study", "--hidden", "1.5", "--out", "{out}"], "hidden = 1.5 is not in 0..1"),
-    (["clinic", "--out", "{full}"], "is not empty; choose a new folder"),
-    (["adni", "--data", "{full}", "--out", "{out}"], "label.csv: not readable"),
-])
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (
+            ["train", "study", "--data", "nowhere", "--out", "{out}"],
+            "unknown study 'nowhere': choose digits, alzheimer, clinic, or a folder",
+        ),
+        (
+            ["study", "--methods", "GAN", "--out", "{out}"],
+            "unknown method 'GAN': choose MeanInput, ZeroFill, HistGradientBoosting, Flex-MoE, NoKD, MetaKD",
+        ),
+        (
+            ["train", "study", "--data", "alzheimer", "--method", "HistGradientBoosting", "--out", "{out}"],
+            "what it learns is not in its weights",
+        ),
+        (["study", "--hidden", "1.5", "--out", "{out}"], "hidden = 1.5 is not in 0..1"),
+        (["clinic", "--out", "{full}"], "is not empty; choose a new folder"),
+        (["adni", "--data", "{full}", "--out", "{out}"], "label.csv: not readable"),
+    ],
+)
 def test_mistakes_get_one_line(args, message, tmp_path, capsys):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
-    with pytest.raises(SystemExit) as stopped: main([a.format(out=tmp_path / "out", full=tmp_path / "full") for a in args])
+    with pytest.raises(SystemExit) as stopped:
+        main([a.format(out=tmp_path / "out", full=tmp_path / "full") for a in args])
     said = capsys.readouterr().err.strip()
     assert stopped.value.code == 2 and message in said and "\n" not in said
     assert (tmp_path / "full" / "notes.txt").read_text() == "mine" and not (tmp_path / "out").exists()

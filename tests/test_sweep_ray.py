@@ -1,4 +1,5 @@
 "A sweep through Ray. The last file, so that Ray starts when little else is running: it gives its own processes 30 seconds."
+
 import sys
 
 import pandas as pd
@@ -18,14 +19,23 @@ def test_a_small_sweep_through_a_local_ray(tmp_path):
             runs = table2(tmp_path / "ray", AudioVisionRecipe(epochs=1), jobs, workers=2, backend="ray")
             break
         except Exception as e:
-            if "timed out during startup" not in str(e) or attempt == 2: raise
-        finally: ray.shutdown()
+            if "timed out during startup" not in str(e) or attempt == 2:
+                raise
+        finally:
+            ray.shutdown()
     here = table2(tmp_path / "here", AudioVisionRecipe(epochs=1), jobs, workers=1, backend="sequential")
     key = ["method", "seed", "accuracy", "validation", "train_loss"]
-    pd.testing.assert_frame_equal(runs[key].sort_values("method", ignore_index=True), here[key].sort_values("method", ignore_index=True))
+    pd.testing.assert_frame_equal(
+        runs[key].sort_values("method", ignore_index=True), here[key].sort_values("method", ignore_index=True)
+    )
 
 
 def test_ray_not_installed_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray.util.joblib", None)
     with pytest.raises(MetakdError, match=r"pip install metakd\[ray\]"):
-        table2(tmp_path, AudioVisionRecipe(epochs=1), table2_jobs(("NoKD",), (0.2,), 1, (("paper", "random"),), ("image",)), backend="ray")
+        table2(
+            tmp_path,
+            AudioVisionRecipe(epochs=1),
+            table2_jobs(("NoKD",), (0.2,), 1, (("paper", "random"),), ("image",)),
+            backend="ray",
+        )

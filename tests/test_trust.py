@@ -1,4 +1,5 @@
 "Nothing lost, nothing wrong in silence: what users do one step beside the path. The command line in this process; each test is one promise."
+
 import io
 import json
 import os
@@ -31,9 +32,12 @@ def metakd(*args) -> tuple[int, str, str]:  # exit status, output, errors
     out, err = io.StringIO(), io.StringIO()
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = out, err
-    try: main([str(a) for a in args])
-    except SystemExit as e: return e.code or 0, out.getvalue(), err.getvalue()
-    finally: sys.stdout, sys.stderr = before
+    try:
+        main([str(a) for a in args])
+    except SystemExit as e:
+        return e.code or 0, out.getvalue(), err.getvalue()
+    finally:
+        sys.stdout, sys.stderr = before
     return 0, out.getvalue(), err.getvalue()
 
 
@@ -60,7 +64,8 @@ def patient(cohort, tmp_path):
     folder = tmp_path / "Anna"
     folder.mkdir()
     case = next(c for c in find_cases(cohort) if all(c.available))
-    for m, image in case.images.items(): shutil.copy(image.path, folder / f"{m}.nii.gz")
+    for m, image in case.images.items():
+        shutil.copy(image.path, folder / f"{m}.nii.gz")
     return folder
 
 
@@ -70,10 +75,22 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 # 1. Nothing of the user's is overwritten
 
+
 def test_predict_beside_the_scans_leaves_them_as_they_are(run, patient):
     before = contents(patient)
-    status, said, _ = metakd("predict", run, *(x for m in ("flair", "t1", "t1c", "t2") for x in (f"--{m}", patient / f"{m}.nii.gz")), "--out", patient, "--no-png")
-    assert status == 0 and "Anna: from flair+t1+t1c+t2; ET " in said and "labels of brats: 1 core, 2 oedema, 4 enhancing tumour" in said
+    status, said, _ = metakd(
+        "predict",
+        run,
+        *(x for m in ("flair", "t1", "t1c", "t2") for x in (f"--{m}", patient / f"{m}.nii.gz")),
+        "--out",
+        patient,
+        "--no-png",
+    )
+    assert (
+        status == 0
+        and "Anna: from flair+t1+t1c+t2; ET " in said
+        and "labels of brats: 1 core, 2 oedema, 4 enhancing tumour" in said
+    )
     after = contents(patient)
     assert {k: after[k] for k in before} == before and set(after) - set(before) == {"Anna_seg.nii.gz", "volumes.csv"}
     again = "predict", run, "--flair", patient / "flair.nii.gz", "--out", patient, "--no-png"
@@ -81,16 +98,25 @@ def test_predict_beside_the_scans_leaves_them_as_they_are(run, patient):
     assert metakd(*again, "--overwrite")[0] == 0 and metakd(*again, "--skip-existing")[0] == 0
     one_line(metakd(*again, "--overwrite", "--skip-existing"), "choose one")
     assert len(pd.read_csv(patient / "volumes.csv")) == 1
-    one_line(metakd("predict", run, "--flair", patient / "flair.nii.gz", "--out", patient, "--name", "flair.nii.gz/.."), "is no name for files")
+    one_line(
+        metakd("predict", run, "--flair", patient / "flair.nii.gz", "--out", patient, "--name", "flair.nii.gz/.."),
+        "is no name for files",
+    )
 
 
 def test_an_output_that_leads_to_an_input_is_refused(run, patient):
     scan = patient / "flair.nii.gz"
     before = scan.read_bytes()
     (patient / "B_seg.nii.gz").symlink_to(scan)
-    one_line(metakd("predict", run, "--flair", scan, "--name", "B", "--out", patient, "--overwrite"), "would overwrite the input")
+    one_line(
+        metakd("predict", run, "--flair", scan, "--name", "B", "--out", patient, "--overwrite"),
+        "would overwrite the input",
+    )
     os.link(scan, patient / "C_seg.nii.gz")
-    one_line(metakd("predict", run, "--flair", scan, "--name", "C", "--out", patient, "--overwrite"), "would overwrite the input")
+    one_line(
+        metakd("predict", run, "--flair", scan, "--name", "C", "--out", patient, "--overwrite"),
+        "would overwrite the input",
+    )
     assert scan.read_bytes() == before
 
 
@@ -100,20 +126,36 @@ def test_nobody_trains_on_a_prediction(run, cohort, tmp_path):
     case = find_cases(own)[0]
     case.label.unlink()
     assert metakd("predict", run, case.images["t1"].path.parent, "--out", case.label.parent, "--no-png")[0] == 0
-    one_line(metakd("train", "brats", "--data", own, "--out", tmp_path / "new", *TINY), "is a prediction of metakd and no expert's segmentation")
+    one_line(
+        metakd("train", "brats", "--data", own, "--out", tmp_path / "new", *TINY),
+        "is a prediction of metakd and no expert's segmentation",
+    )
     assert not (tmp_path / "new").exists()
 
 
 def test_two_patients_of_one_name(run, patient, tmp_path):
     (tmp_path / "siteA").mkdir(), (tmp_path / "siteB").mkdir()
-    shutil.copy(patient / "flair.nii.gz", tmp_path / "siteA" / "P1_flair.nii.gz"), shutil.copy(patient / "t1.nii.gz", tmp_path / "siteB" / "P1_t1.nii.gz")
-    one_line(metakd("predict", run, tmp_path / "siteA", tmp_path / "siteB", "--out", tmp_path / "out"), "two patients of one name, P1")
-    for site, status in (("siteA", 0), ("siteB", 2)): assert metakd("predict", run, tmp_path / site, "--out", tmp_path / "one", "--no-png")[0] == status
+    (
+        shutil.copy(patient / "flair.nii.gz", tmp_path / "siteA" / "P1_flair.nii.gz"),
+        shutil.copy(patient / "t1.nii.gz", tmp_path / "siteB" / "P1_t1.nii.gz"),
+    )
+    one_line(
+        metakd("predict", run, tmp_path / "siteA", tmp_path / "siteB", "--out", tmp_path / "out"),
+        "two patients of one name, P1",
+    )
+    for site, status in (("siteA", 0), ("siteB", 2)):
+        assert metakd("predict", run, tmp_path / site, "--out", tmp_path / "one", "--no-png")[0] == status
     both = tmp_path / "both"
     both.mkdir()
-    for site in ("siteA", "siteB"): (tmp_path / site).rename(both / site)
+    for site in ("siteA", "siteB"):
+        (tmp_path / site).rename(both / site)
     status, said, errors = metakd("predict", run, both, "--out", tmp_path / "two", "--no-png")
-    assert status == 0 and "siteA_P1: from flair;" in said and "siteB_P1: from t1;" in said and "read as different patients" in errors
+    assert (
+        status == 0
+        and "siteA_P1: from flair;" in said
+        and "siteB_P1: from t1;" in said
+        and "read as different patients" in errors
+    )
 
 
 def test_a_table_of_somebody_else_is_no_output(run, tmp_path):
@@ -125,10 +167,35 @@ def test_a_table_of_somebody_else_is_no_output(run, tmp_path):
 
 def test_two_trainings_in_one_folder(cohort, run, tmp_path):
     from metakd.files import claimed
+
     with claimed(tmp_path / "run", "training"):
-        one_line(metakd("train", "brats", "--data", cohort, "--out", tmp_path / "run", *TINY), "another training is writing there now")
-    command = [sys.executable, "-m", "metakd.cli", "train", "audiovision", "--rate", "0.2", "--recipe.epochs", "4", "--out", str(tmp_path / "race")]
-    two = [subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+        one_line(
+            metakd("train", "brats", "--data", cohort, "--out", tmp_path / "run", *TINY),
+            "another training is writing there now",
+        )
+    command = [
+        sys.executable,
+        "-m",
+        "metakd.cli",
+        "train",
+        "audiovision",
+        "--rate",
+        "0.2",
+        "--recipe.epochs",
+        "4",
+        "--out",
+        str(tmp_path / "race"),
+    ]
+    two = [
+        subprocess.Popen(
+            command,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
     errors = [p.communicate(timeout=240)[1] for p in two]
     assert sorted(p.returncode for p in two) == [0, 2]
     assert any("another training is writing there now" in e or "already holds a run" in e for e in errors)
@@ -152,15 +219,26 @@ except MetakdError as e: print(e)
 
 # 2. A run knows what it is
 
-@pytest.mark.parametrize("change, said", [
-    (lambda own: ("--data", own), "split.train"), (lambda own: ("--split", own / "other.json"), "split."), (lambda own: ("--method", "NoKD"), "settings.method: MetaKD then, NoKD now"),
-    (lambda own: ("--recipe.lr", "0.1"), "lr: 0.002 against 0.1"),
-])
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda own: ("--data", own), "split.train"),
+        (lambda own: ("--split", own / "other.json"), "split."),
+        (lambda own: ("--method", "NoKD"), "settings.method: MetaKD then, NoKD now"),
+        (lambda own: ("--recipe.lr", "0.1"), "lr: 0.002 against 0.1"),
+    ],
+)
 def test_resume_refuses_what_differs(change, said, cohort, run, tmp_path):
     own = tmp_path / "own"
     shutil.copytree(cohort, own)
     case = find_cases(own)[0]
-    nib.save(nib.Nifti1Image(np.asarray(nib.load(case.images["t1"].path).dataobj) + 1, nib.load(case.images["t1"].path).affine), case.images["t1"].path)
+    nib.save(
+        nib.Nifti1Image(
+            np.asarray(nib.load(case.images["t1"].path).dataobj) + 1, nib.load(case.images["t1"].path).affine
+        ),
+        case.images["t1"].path,
+    )
     split = json.loads((own / "split.json").read_text())
     (own / "other.json").write_text(json.dumps(split | {"train": split["train"][1:]}))
     one_line(metakd("train", "brats", "--data", cohort, "--out", run, *TINY, "--resume", *change(own)), said)
@@ -169,16 +247,27 @@ def test_resume_refuses_what_differs(change, said, cohort, run, tmp_path):
 def test_the_recipe_is_there_before_the_first_checkpoint(cohort, run, tmp_path):
     begun = tmp_path / "begun"
     begun.mkdir()
-    for name in ("experiment.json", "recipe.json"): shutil.copy(run / name, begun)
-    one_line(metakd("train", "brats", "--data", cohort, "--out", begun, *TINY, "--resume", "--recipe.lr", "0.1"), "belongs to another recipe (lr: 0.002 against 0.1")
-    assert metakd("train", "brats", "--data", cohort, "--out", begun, *TINY, "--resume")[0] == 0 and log(begun).epoch.tolist() == [1]
+    for name in ("experiment.json", "recipe.json"):
+        shutil.copy(run / name, begun)
+    one_line(
+        metakd("train", "brats", "--data", cohort, "--out", begun, *TINY, "--resume", "--recipe.lr", "0.1"),
+        "belongs to another recipe (lr: 0.002 against 0.1",
+    )
+    assert metakd("train", "brats", "--data", cohort, "--out", begun, *TINY, "--resume")[0] == 0 and log(
+        begun
+    ).epoch.tolist() == [1]
 
 
 def test_resume_of_digits_at_another_rate(tmp_path):
     out = tmp_path / "run"
     assert metakd("train", "audiovision", "--rate", "0.2", "--recipe.epochs", "1", "--out", out)[0] == 0
-    one_line(metakd("train", "audiovision", "--rate", "0.1", "--recipe.epochs", "1", "--out", out, "--resume"), "settings.rate: 0.2 then, 0.1 now")
-    status, _, errors = metakd("train", "audiovision", "--rate", "0.2", "--recipe.epochs", "2", "--out", out, "--resume")
+    one_line(
+        metakd("train", "audiovision", "--rate", "0.1", "--recipe.epochs", "1", "--out", out, "--resume"),
+        "settings.rate: 0.2 then, 0.1 now",
+    )
+    status, _, errors = metakd(
+        "train", "audiovision", "--rate", "0.2", "--recipe.epochs", "2", "--out", out, "--resume"
+    )
     assert status == 0 and "trained for 1 epochs so far, now for 2" in errors and log(out).epoch.tolist() == [1, 2]
 
 
@@ -198,11 +287,16 @@ def test_evaluate_keeps_to_the_split_of_the_training_and_finds_data_that_moved(c
     case = next(c for c in find_cases(moved) if c.name == split["test"][0])
     image = nib.load(case.label)
     nib.save(nib.Nifti1Image(np.roll(np.asarray(image.dataobj), 1, 0), image.affine), case.label)
-    one_line(metakd("evaluate", tmp_path / "run", "--data", moved), "its test data are not those of its training any more")
+    one_line(
+        metakd("evaluate", tmp_path / "run", "--data", moved), "its test data are not those of its training any more"
+    )
     (moved / "mine.json").write_text(json.dumps({"test": split["test"]}))
     assert metakd("evaluate", tmp_path / "run", "--data", moved, "--split", moved / "mine.json")[0] == 0
     (moved / "mine.json").write_text(json.dumps({"test": split["train"][:1]}))
-    one_line(metakd("evaluate", tmp_path / "run", "--data", moved, "--split", moved / "mine.json"), "on which this run was trained or chosen")
+    one_line(
+        metakd("evaluate", tmp_path / "run", "--data", moved, "--split", moved / "mine.json"),
+        "on which this run was trained or chosen",
+    )
 
 
 def test_a_stopped_run_can_be_evaluated_and_predicts(cohort, run, patient, tmp_path):
@@ -210,12 +304,30 @@ def test_a_stopped_run_can_be_evaluated_and_predicts(cohort, run, patient, tmp_p
     shutil.copytree(run, stopped)
     (stopped / "weights.safetensors").unlink(), (stopped / "recipe.json").unlink()
     status, table, errors = metakd("evaluate", stopped)
-    assert status == 0 and "this training has not ended; its weights are those after step" in errors and table == metakd("evaluate", run)[1]
+    assert (
+        status == 0
+        and "this training has not ended; its weights are those after step" in errors
+        and table == metakd("evaluate", run)[1]
+    )
     assert metakd("predict", stopped, patient, "--out", tmp_path / "out", "--no-png")[0] == 0
 
 
-@pytest.mark.parametrize("text", ["null", "[]", "3", "{", "", "[" * 100_000, '{"format": 2}', '{"format": 2, "about": {}, "training": {}, "versions": {}}', '{"experiment": "brats", "data": "x"}',
-                                  '{"format": 2, "about": {"experiment": ["brats"]}, "training": {}, "versions": {}}', '{"format": 2, "about": {"experiment": "brats", "settings": 5, "paths": {}}, "training": {}, "versions": {}}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "null",
+        "[]",
+        "3",
+        "{",
+        "",
+        "[" * 100_000,
+        '{"format": 2}',
+        '{"format": 2, "about": {}, "training": {}, "versions": {}}',
+        '{"experiment": "brats", "data": "x"}',
+        '{"format": 2, "about": {"experiment": ["brats"]}, "training": {}, "versions": {}}',
+        '{"format": 2, "about": {"experiment": "brats", "settings": 5, "paths": {}}, "training": {}, "versions": {}}',
+    ],
+)
 def test_a_torn_or_foreign_experiment_is_one_line(text, run, patient, tmp_path):
     bad = tmp_path / "bad"
     shutil.copytree(run, bad)
@@ -231,10 +343,15 @@ def test_a_run_of_a_stranger_writes_nowhere_else(cohort, run, patient, tmp_path)
     said = json.loads((strange / "experiment.json").read_text())
     own = tmp_path / "own"
     shutil.copytree(cohort, own), (own / "split.json").unlink()
-    said["about"]["paths"] = {k: {"typed": str(elsewhere / k), "absolute": str(elsewhere / k)} for k in ("cache", "split")} | {"data": {"typed": str(own), "absolute": str(own)}}
+    said["about"]["paths"] = {
+        k: {"typed": str(elsewhere / k), "absolute": str(elsewhere / k)} for k in ("cache", "split")
+    } | {"data": {"typed": str(own), "absolute": str(own)}}
     (strange / "experiment.json").write_text(json.dumps(said))
     before = sorted(p.name for p in tmp_path.iterdir())
-    assert metakd("evaluate", strange)[0] == 0 and metakd("predict", strange, patient, "--out", tmp_path / "out", "--no-png")[0] == 0
+    assert (
+        metakd("evaluate", strange)[0] == 0
+        and metakd("predict", strange, patient, "--out", tmp_path / "out", "--no-png")[0] == 0
+    )
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*before, "out"]) and not (own / "split.json").exists()
 
 
@@ -243,10 +360,14 @@ def test_new_patients_are_spoken_of(cohort, run, tmp_path):
     shutil.copytree(cohort, own)
     split = json.loads((own / "split.json").read_text())
     (own / "split.json").write_text(json.dumps(split | {"test": split["test"][1:]}))
-    assert f"1 of 10 cases are in no part of the split and are not used: {split['test'][0]}" in metakd("train", "brats", "--data", own, "--out", tmp_path / "run", *TINY)[2]
+    assert (
+        f"1 of 10 cases are in no part of the split and are not used: {split['test'][0]}"
+        in metakd("train", "brats", "--data", own, "--out", tmp_path / "run", *TINY)[2]
+    )
 
 
 # 3. One bad item never ends a batch
+
 
 def test_one_bad_patient_never_ends_a_batch(run, patient, tmp_path):
     good = (patient / "flair.nii.gz").read_bytes()
@@ -256,22 +377,54 @@ def test_one_bad_patient_never_ends_a_batch(run, patient, tmp_path):
     many.mkdir()
 
     def put(name, content):
-        if isinstance(content, bytes): (many / name).write_bytes(content)
-        else: nib.save(content, many / name)
+        if isinstance(content, bytes):
+            (many / name).write_bytes(content)
+        else:
+            nib.save(content, many / name)
 
     middle = len(good) // 2
     hot, rgb = volume.copy(), np.zeros(volume.shape, [("R", "u1"), ("G", "u1"), ("B", "u1")])
     hot[tuple(s // 2 for s in hot.shape)] = 1e9
-    huge, code = bytearray(nib.Nifti1Image(volume, image.affine).to_bytes()), bytearray(nib.Nifti1Image(volume, image.affine).to_bytes())
+    huge, code = (
+        bytearray(nib.Nifti1Image(volume, image.affine).to_bytes()),
+        bytearray(nib.Nifti1Image(volume, image.affine).to_bytes()),
+    )
     huge[42:48], code[70:72] = np.array([30_000] * 3, "<i2").tobytes(), np.array([999], "<i2").tobytes()
-    bad = {"zlib": good[:middle] + bytes(64) + good[middle + 64:], "cut": good[:-9], "empty": b"", "text": b"not a scan", "rgb": nib.Nifti1Image(rgb, image.affine), "huge": bytes(huge), "code": bytes(code),
-           "nan": nib.Nifti1Image(np.where(volume > 0, np.nan, 0).astype(np.float32), image.affine), "flat": nib.Nifti1Image(volume * 0, image.affine), "complex": nib.Nifti1Image(volume.astype(np.complex64), image.affine)}
-    fine = {"hot": nib.Nifti1Image(hot, image.affine), "slice": nib.Nifti1Image(volume[:, :, 12:13], image.affine), r"P$\frac$": good, "N" * 232: good, "ok": good}
-    for name, content in {**bad, **fine}.items(): put(f"{name}_flair.nii{'.gz' if isinstance(content, bytes) and content[:2] == bytes([31, 139]) else ''}", content)
+    bad = {
+        "zlib": good[:middle] + bytes(64) + good[middle + 64 :],
+        "cut": good[:-9],
+        "empty": b"",
+        "text": b"not a scan",
+        "rgb": nib.Nifti1Image(rgb, image.affine),
+        "huge": bytes(huge),
+        "code": bytes(code),
+        "nan": nib.Nifti1Image(np.where(volume > 0, np.nan, 0).astype(np.float32), image.affine),
+        "flat": nib.Nifti1Image(volume * 0, image.affine),
+        "complex": nib.Nifti1Image(volume.astype(np.complex64), image.affine),
+    }
+    fine = {
+        "hot": nib.Nifti1Image(hot, image.affine),
+        "slice": nib.Nifti1Image(volume[:, :, 12:13], image.affine),
+        r"P$\frac$": good,
+        "N" * 232: good,
+        "ok": good,
+    }
+    for name, content in {**bad, **fine}.items():
+        put(
+            f"{name}_flair.nii{'.gz' if isinstance(content, bytes) and content[:2] == bytes([31, 139]) else ''}",
+            content,
+        )
     status, said, errors = metakd("predict", run, many, "--out", tmp_path / "out")
-    assert status == 1 and f"{len(fine)} patients segmented" in said and f"{len(bad)} of {len(bad) + len(fine)} patients could not be segmented" in errors and "Traceback" not in errors
-    for name in bad: assert f"{name}_flair.nii" in errors or f"{name}:" in errors, name
-    for name in fine: assert (tmp_path / "out" / f"{name}_seg.nii.gz").exists(), name
+    assert (
+        status == 1
+        and f"{len(fine)} patients segmented" in said
+        and f"{len(bad)} of {len(bad) + len(fine)} patients could not be segmented" in errors
+        and "Traceback" not in errors
+    )
+    for name in bad:
+        assert f"{name}_flair.nii" in errors or f"{name}:" in errors, name
+    for name in fine:
+        assert (tmp_path / "out" / f"{name}_seg.nii.gz").exists(), name
     one_line(metakd("predict", run, "--flair", tmp_path / "x.mgz", "--out", tmp_path / "mgz"), "no such file")
     (tmp_path / "x.mgz").write_bytes(bytes([0, 0, 0, 1, 0, 0, 0, 9]) + bytes(600))
     status, _, errors = metakd("predict", run, "--flair", tmp_path / "x.mgz", "--out", tmp_path / "mgz")
@@ -285,10 +438,21 @@ def test_everything_wrong_with_the_training_data_is_said_before_the_first_step(c
     train, validation, test = (cases[split[p][0]] for p in ("train", "validation", "test"))
     train.images["flair"].path.write_bytes(train.images["flair"].path.read_bytes()[:-20])
     label = nib.load(validation.label)
-    nib.save(nib.Nifti1Image(np.asarray(label.dataobj), label.affine + np.array([[0, 0, 0, 30]] + [[0] * 4] * 3)), validation.label)
+    nib.save(
+        nib.Nifti1Image(np.asarray(label.dataobj), label.affine + np.array([[0, 0, 0, 30]] + [[0] * 4] * 3)),
+        validation.label,
+    )
     nib.save(nib.Nifti1Image(np.full(label.shape, 7, np.uint8), label.affine), test.label)
     said = metakd("train", "brats", "--data", own, "--out", tmp_path / "run", *TINY)
-    one_line(said, "not a whole NIfTI file", "lies 30 mm away from its images", "label 7 is not one of 0, 1, 2, 4", train.name, validation.name, test.name)
+    one_line(
+        said,
+        "not a whole NIfTI file",
+        "lies 30 mm away from its images",
+        "label 7 is not one of 0, 1, 2, 4",
+        train.name,
+        validation.name,
+        test.name,
+    )
     assert not (tmp_path / "run").exists()
 
 
@@ -296,39 +460,116 @@ def test_a_cohort_in_which_nobody_is_complete(cohort, tmp_path):
     own = tmp_path / "own"
     shutil.copytree(cohort, own), (own / "split.json").unlink()
     for k, case in enumerate(find_cases(own)):
-        for m in [m for m in case.images if m not in (("flair", "t1"), ("t1c",), ("t2",))[k % 3]]: case.images[m].path.unlink()
-        if not any(i.path.exists() for i in case.images.values()): shutil.rmtree(case.label.parent)
+        for m in [m for m in case.images if m not in (("flair", "t1"), ("t1c",), ("t2",))[k % 3]]:
+            case.images[m].path.unlink()
+        if not any(i.path.exists() for i in case.images.values()):
+            shutil.rmtree(case.label.parent)
     for method in ("MetaKD", "NoKD"):
-        status, _, errors = metakd("train", "brats", "--data", own, "--method", method, "--out", tmp_path / method, *TINY)
+        status, _, errors = metakd(
+            "train", "brats", "--data", own, "--method", method, "--out", tmp_path / method, *TINY
+        )
         assert status == 0, errors
     for case in find_cases(own):  # and now nobody has two
-        for m in list(case.images)[1:]: case.images[m].path.unlink()
+        for m in list(case.images)[1:]:
+            case.images[m].path.unlink()
     (own / "split.json").unlink()
     assert metakd("train", "brats", "--data", own, "--method", "NoKD", "--out", tmp_path / "one", *TINY)[0] == 0
-    one_line(metakd("train", "brats", "--data", own, "--out", tmp_path / "two", *TINY), "no held-out sample has two of them")
+    one_line(
+        metakd("train", "brats", "--data", own, "--out", tmp_path / "two", *TINY), "no held-out sample has two of them"
+    )
 
 
 def test_an_ascii_terminal(tmp_path):
     env = {**os.environ, "LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-m", "metakd.cli", "table2", "--methods", "NoKD", "--rates", "0.2", "--seeds", "2", "--protocols", "paper-random", "--recipe.epochs", "1", "--jobs", "1", "--out", str(tmp_path)],
-                          env=env, capture_output=True, timeout=240)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "metakd.cli",
+            "table2",
+            "--methods",
+            "NoKD",
+            "--rates",
+            "0.2",
+            "--seeds",
+            "2",
+            "--protocols",
+            "paper-random",
+            "--recipe.epochs",
+            "1",
+            "--jobs",
+            "1",
+            "--out",
+            str(tmp_path),
+        ],
+        env=env,
+        capture_output=True,
+        timeout=240,
+    )
     assert done.returncode == 0 and b"+-" in done.stdout, done.stderr[-2000:]
 
 
-@pytest.mark.parametrize("args", [
-    ["train", "audiovision", "--out", "FILE"], ["train", "audiovision", "--out", "FILE/run"], ["train", "audiovision", "--out", "/proc/run"], ["table2", "--out", "FILE"], ["table2", "--out", "/proc/t"],
-    ["study", "--out", "/proc/t"], ["table1", "--data", "COHORT", "--out", "FILE"], ["demo", "--out", "FILE"], ["glioma", "--out", "FILE"], ["glioma", "--out", "/proc/g"], ["glioma", "--out", "NEW", "--shape", "32", "32", "32"],
-    ["glioma", "--out", "NEW", "--jobs", "0"], ["glioma", "--out", "NEW", "--spacing", "nan"], ["glioma", "--out", "NEW", "--patients", "-1"], ["clinic", "--out", "FILE"], ["clinic", "--out", "NEW", "--patients", "-3"], ["clinic", "--out", "NEW", "--spacing", "nan"], ["clinic", "--out", "NEW", "--spacing", "inf"],
-    ["predict", "RUN", "PATIENT", "--out", "NEW", "--device", "gpu"], ["predict", "RUN", "PATIENT", "--out", "NEW", "--device", "cuda:7"], ["predict", "RUN", "PATIENT", "--out", "NEW", "--device", "meta"],
-    ["predict", "RUN", "PATIENT", "--out", "NEW", "--window-batch", "0"], ["predict", "RUN", "PATIENT", "--out", "FILE"], ["predict", "RUN", "PATIENT", "--out", "NEW", "--labels", "mine"], ["predict", "RUN", "--out", "NEW"],
-    ["predict", "RUN", "PATIENT", "--flair", "FILE", "--out", "NEW"], ["evaluate", "RUN", "--device", "gpu"], ["evaluate", "RUN", "--csv", "/proc/x.csv"], ["evaluate", "RUN", "--split", "FILE"], ["evaluate", "RUN", "--data", "NEW"], ["evaluate", "FILE"],
-    ["table1", "--data", "COHORT", "--out", "NEW", "--seeds", "0"], ["table1", "--data", "COHORT", "--out", "NEW", "--methods", "x"], ["table1", "--data", "COHORT", "--out", "NEW", "--split", "FILE"],
-    ["table2", "--out", "NEW", "--backend", "nonsense", "--methods", "NoKD", "--recipe.epochs", "1"], ["table2", "--out", "NEW", "--rates", "2"], ["table2", "--out", "NEW", "--jobs", "0"], ["table2", "--out", "NEW", "--path", "FILE"],
-    ["train", "brats", "--data", "COHORT", "--out", "NEW", "--patients", "("], ["train", "brats", "--data", "COHORT", "--out", "NEW", "--patients", "x"], ["train", "brats", "--data", "COHORT", "--out", "NEW", "--labels", "x"],
-    ["train", "brats", "--data", "FILE", "--out", "NEW"], ["train", "brats", "--data", "COHORT", "--out", "NEW", "--cache", "FILE"], ["train", "brats", "--data", "COHORT", "--out", "NEW", "--checkpoint-seconds", "-1"],
-    ["train", "audiovision", "--out", "NEW", "--recipe.lr", "nan"], ["train", "audiovision", "--out", "NEW", "--recipe.epochs", "x"], ["train", "audiovision", "--out", "NEW", "--rate", "nan"], ["train", "study", "--out", "NEW", "--hidden", "nan"],
-    ["train", "study", "--out", "NEW", "--data", "FILE"], ["study", "--out", "NEW", "--folds", "-2"], ["bench", "--repeats", "0"], ["data", "--path", "FILE"], ["--plugin", "no.such.module", "cache"], ["--plugin", "../x", "cache"], ["cache", "--clear", "x"], ["nonsense"],
-])
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["train", "audiovision", "--out", "FILE"],
+        ["train", "audiovision", "--out", "FILE/run"],
+        ["train", "audiovision", "--out", "/proc/run"],
+        ["table2", "--out", "FILE"],
+        ["table2", "--out", "/proc/t"],
+        ["study", "--out", "/proc/t"],
+        ["table1", "--data", "COHORT", "--out", "FILE"],
+        ["demo", "--out", "FILE"],
+        ["glioma", "--out", "FILE"],
+        ["glioma", "--out", "/proc/g"],
+        ["glioma", "--out", "NEW", "--shape", "32", "32", "32"],
+        ["glioma", "--out", "NEW", "--jobs", "0"],
+        ["glioma", "--out", "NEW", "--spacing", "nan"],
+        ["glioma", "--out", "NEW", "--patients", "-1"],
+        ["clinic", "--out", "FILE"],
+        ["clinic", "--out", "NEW", "--patients", "-3"],
+        ["clinic", "--out", "NEW", "--spacing", "nan"],
+        ["clinic", "--out", "NEW", "--spacing", "inf"],
+        ["predict", "RUN", "PATIENT", "--out", "NEW", "--device", "gpu"],
+        ["predict", "RUN", "PATIENT", "--out", "NEW", "--device", "cuda:7"],
+        ["predict", "RUN", "PATIENT", "--out", "NEW", "--device", "meta"],
+        ["predict", "RUN", "PATIENT", "--out", "NEW", "--window-batch", "0"],
+        ["predict", "RUN", "PATIENT", "--out", "FILE"],
+        ["predict", "RUN", "PATIENT", "--out", "NEW", "--labels", "mine"],
+        ["predict", "RUN", "--out", "NEW"],
+        ["predict", "RUN", "PATIENT", "--flair", "FILE", "--out", "NEW"],
+        ["evaluate", "RUN", "--device", "gpu"],
+        ["evaluate", "RUN", "--csv", "/proc/x.csv"],
+        ["evaluate", "RUN", "--split", "FILE"],
+        ["evaluate", "RUN", "--data", "NEW"],
+        ["evaluate", "FILE"],
+        ["table1", "--data", "COHORT", "--out", "NEW", "--seeds", "0"],
+        ["table1", "--data", "COHORT", "--out", "NEW", "--methods", "x"],
+        ["table1", "--data", "COHORT", "--out", "NEW", "--split", "FILE"],
+        ["table2", "--out", "NEW", "--backend", "nonsense", "--methods", "NoKD", "--recipe.epochs", "1"],
+        ["table2", "--out", "NEW", "--rates", "2"],
+        ["table2", "--out", "NEW", "--jobs", "0"],
+        ["table2", "--out", "NEW", "--path", "FILE"],
+        ["train", "brats", "--data", "COHORT", "--out", "NEW", "--patients", "("],
+        ["train", "brats", "--data", "COHORT", "--out", "NEW", "--patients", "x"],
+        ["train", "brats", "--data", "COHORT", "--out", "NEW", "--labels", "x"],
+        ["train", "brats", "--data", "FILE", "--out", "NEW"],
+        ["train", "brats", "--data", "COHORT", "--out", "NEW", "--cache", "FILE"],
+        ["train", "brats", "--data", "COHORT", "--out", "NEW", "--checkpoint-seconds", "-1"],
+        ["train", "audiovision", "--out", "NEW", "--recipe.lr", "nan"],
+        ["train", "audiovision", "--out", "NEW", "--recipe.epochs", "x"],
+        ["train", "audiovision", "--out", "NEW", "--rate", "nan"],
+        ["train", "study", "--out", "NEW", "--hidden", "nan"],
+        ["train", "study", "--out", "NEW", "--data", "FILE"],
+        ["study", "--out", "NEW", "--folds", "-2"],
+        ["bench", "--repeats", "0"],
+        ["data", "--path", "FILE"],
+        ["--plugin", "no.such.module", "cache"],
+        ["--plugin", "../x", "cache"],
+        ["cache", "--clear", "x"],
+        ["nonsense"],
+    ],
+)
 def test_nonsense_is_refused_with_status_2_and_leaves_nothing(args, cohort, run, patient, tmp_path):
     (tmp_path / "file").write_text("mine")
     before = contents(tmp_path)
@@ -341,6 +582,7 @@ def test_nonsense_is_refused_with_status_2_and_leaves_nothing(args, cohort, run,
 
 # 4. and 5. What is read is what is on disk; same scan, same answer
 
+
 def test_intensities_do_not_depend_on_the_unit():
     rng = np.random.default_rng(0)
     for shape in ((32, 32, 32), (240, 240, 155)):
@@ -349,11 +591,16 @@ def test_intensities_do_not_depend_on_the_unit():
         volume[inside] = rng.gamma(4, 100, volume[inside].shape).astype(np.float32)
         plain = normalise(volume)
         for a, b in ((30, 0), (1e6, 0), (0.01, 0), (2, -500), (100, 1000)):
-            assert np.abs(normalise((volume.astype(np.float64) * a + b).astype(np.float32)) - plain).max() < 5e-3, (shape, a, b)
+            assert np.abs(normalise((volume.astype(np.float64) * a + b).astype(np.float32)) - plain).max() < 5e-3, (
+                shape,
+                a,
+                b,
+            )
 
 
 def test_one_flipped_bit_is_seen(cohort, tmp_path):
     from metakd.data.nifti import read_nifti
+
     case = find_cases(cohort)[0]
     good, rng = case.images["flair"].path.read_bytes(), np.random.default_rng(0)
     right = read_nifti(case.images["flair"].path).values
@@ -362,7 +609,8 @@ def test_one_flipped_bit_is_seen(cohort, tmp_path):
         bad[at] ^= 1 << int(rng.integers(8))
         path = tmp_path / "bad_flair.nii.gz"
         path.write_bytes(bytes(bad))
-        with pytest.raises(MetakdError): assert not np.array_equal(read_nifti(path).values, right)
+        with pytest.raises(MetakdError):
+            assert not np.array_equal(read_nifti(path).values, right)
 
 
 def test_a_score_is_that_of_the_file(cohort, run, tmp_path):
@@ -388,10 +636,16 @@ def test_evaluate_says_distances_and_what_is_common(cohort, run, tmp_path):
     shutil.copytree(cohort, own)
     next(c for c in find_cases(own) if c.name == names[0]).images["t1"].path.unlink()
     (own / "mine.json").write_text(json.dumps({"test": names}))
-    status, _, errors = metakd("evaluate", run, "--data", own, "--split", own / "mine.json", "--csv", tmp_path / "t.csv")
+    status, _, errors = metakd(
+        "evaluate", run, "--data", own, "--split", own / "mine.json", "--csv", tmp_path / "t.csv"
+    )
     table = pd.read_csv(tmp_path / "t.csv").set_index("subset")
     assert status == 0, errors
-    assert (table.n["t2"], table.n["t1"], table.n_common["t2"], table.n_common["t1"]) == (3, 2, 2, 2) and table.common_dice_WT["t1"] == table.dice_WT["t1"] and "hd95_WT" in table
+    assert (
+        (table.n["t2"], table.n["t1"], table.n_common["t2"], table.n_common["t1"]) == (3, 2, 2, 2)
+        and table.common_dice_WT["t1"] == table.dice_WT["t1"]
+        and "hd95_WT" in table
+    )
     assert metakd("evaluate", run, "--post")[0] == 0
 
 
@@ -403,21 +657,30 @@ def test_labels_written_without_the_scans_header(run, patient, tmp_path):
     assert metakd("predict", run, patient, "--out", tmp_path / "out", "--no-png", "--save-probabilities")[0] == 0
     for path in (tmp_path / "out").glob("*.nii.gz"):
         written = nib.load(path)
-        assert b"Muster" not in written.to_bytes() and not written.header.extensions and np.allclose(written.affine, image.affine)
+        assert (
+            b"Muster" not in written.to_bytes()
+            and not written.header.extensions
+            and np.allclose(written.affine, image.affine)
+        )
 
 
 def test_a_scan_unlike_the_training_scans_is_spoken_of(run, patient, tmp_path):
     rng = np.random.default_rng(0)
     for m in ("flair", "t1", "t1c", "t2"):
         image = nib.load(patient / f"{m}.nii.gz")
-        nib.save(nib.Nifti1Image((np.asarray(image.dataobj) + rng.gamma(2, 150, image.shape)).astype(np.float32), image.affine), patient / f"{m}.nii.gz")
+        nib.save(
+            nib.Nifti1Image(
+                (np.asarray(image.dataobj) + rng.gamma(2, 150, image.shape)).astype(np.float32), image.affine
+            ),
+            patient / f"{m}.nii.gz",
+        )
     status, _, errors = metakd("predict", run, patient, "--out", tmp_path / "out", "--no-png")
     assert status == 0 and "are not background, in training" in errors
 
 
 # 7. Other people's methods
 
-METHOD = '''
+METHOD = """
 from dataclasses import dataclass
 from metakd.experiments import Entry, build_model
 from metakd.model import Supervised
@@ -436,28 +699,81 @@ class Doubt(Supervised):
 def build(shapes, task, recipe): return Doubt(build_model(shapes, task, recipe), task, recipe)
 
 CLASSIFIERS = {"Doubt": Entry(build, DoubtRecipe)}
-'''
+"""
 
 
 def test_a_method_of_a_script_runs_in_a_parallel_sweep(tmp_path):
-    (tmp_path / "script.py").write_text(METHOD + f"""
+    (tmp_path / "script.py").write_text(
+        METHOD
+        + f"""
 if __name__ == "__main__":
     from metakd import experiments
     from metakd.experiments import AudioVisionRecipe, table2, table2_jobs
     experiments.CLASSIFIERS |= CLASSIFIERS
     runs = table2({str(tmp_path / "out")!r}, AudioVisionRecipe(epochs=1), table2_jobs(("Doubt",), (0.2,), 2, (("paper", "random"),), ("image",)), workers=2)
     print(runs.method.tolist())
-""")
-    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}, capture_output=True, text=True, timeout=240)
+"""
+    )
+    done = subprocess.run(
+        [sys.executable, "script.py"],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
     assert done.returncode == 0 and "['Doubt', 'Doubt']" in done.stdout, done.stderr[-2000:]
 
 
 def test_a_plugin_is_named_on_the_command_line(tmp_path):
     (tmp_path / "doubtful.py").write_text(METHOD)
-    command = [sys.executable, "-m", "metakd.cli", "table2", "--plugin", "doubtful", "--methods", "Doubt", "--rates", "0.2", "--seeds", "2", "--protocols", "paper-random", "--recipe.epochs", "1", "--out", str(tmp_path / "out")]
-    done = subprocess.run(command, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}, capture_output=True, text=True, timeout=240)
+    command = [
+        sys.executable,
+        "-m",
+        "metakd.cli",
+        "table2",
+        "--plugin",
+        "doubtful",
+        "--methods",
+        "Doubt",
+        "--rates",
+        "0.2",
+        "--seeds",
+        "2",
+        "--protocols",
+        "paper-random",
+        "--recipe.epochs",
+        "1",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
     assert done.returncode == 0 and "Doubt" in done.stdout, done.stderr[-2000:]
-    done = subprocess.run([sys.executable, "-m", "metakd.cli", "train", "audiovision", "--plugin", "doubtful", "--method", "Doubt", "--help"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "metakd.cli",
+            "train",
+            "audiovision",
+            "--plugin",
+            "doubtful",
+            "--method",
+            "Doubt",
+            "--help",
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert "--recipe.doubt" in done.stdout
 
 
@@ -475,7 +791,10 @@ def test_real_digits_in_any_unit_are_learnt_equally_well():
     accuracy, answers = [], []
     for unit in (1, 255, 1e-3):
         torch.manual_seed(0)
-        present = lambda part: torch.ones(len(part), 1, dtype=torch.bool)
+
+        def present(part):
+            return torch.ones(len(part), 1, dtype=torch.bool)
+
         parts = [Batch({"image": pictures[part] * unit}, present(part), y[part]) for part in (order[:800], order[800:])]
         task, recipe = Classification(10), Recipe(epochs=4)
         method = Supervised(classifier({"image": (1, 28, 28)}, 10), task, recipe)

@@ -37,11 +37,14 @@ class Units(nn.Module):
         sums = {m: [0, 0.0, 0.0] for m in modalities}
         for batch in data.whole():
             for i, m in enumerate(modalities):
-                if not batch.available[:, i].any(): continue
+                if not batch.available[:, i].any():
+                    continue
                 v = batch.x[m][batch.available[:, i]].double()
-                for k, add in enumerate((len(v), v.sum(0), v.square().sum(0))): sums[m][k] = sums[m][k] + add
+                for k, add in enumerate((len(v), v.sum(0), v.square().sum(0))):
+                    sums[m][k] = sums[m][k] + add
         for m, (n, total, squares) in sums.items():
-            if not n: continue
+            if not n:
+                continue
             mean = total / n
             variance = (squares / n - mean.square()).clamp(min=0)
             getattr(self, f"mean_{m}").copy_(mean)
@@ -61,8 +64,14 @@ def mixed(
     available: Tensor,  # [B, M] bool
 ) -> dict[str, Tensor]:
     "Real where present, drawn elsewhere."
-    there = lambda i, d: available[:, i].view(-1, *[1] * (d.ndim - 1))
-    return {m: torch.where(there(i, d), real[m], d.to(real[m].dtype)) if m in real else d for i, (m, d) in enumerate(drawn.items())}
+
+    def there(i, d):
+        return available[:, i].view(-1, *[1] * (d.ndim - 1))
+
+    return {
+        m: torch.where(there(i, d), real[m], d.to(real[m].dtype)) if m in real else d
+        for i, (m, d) in enumerate(drawn.items())
+    }
 
 
 class Generator(nn.Module):
@@ -78,17 +87,40 @@ class Generator(nn.Module):
     ):
         super().__init__()
         self.modalities, self.encoders, self.noise, self.units = tuple(shapes), encoders, noise, Units(shapes)
-        self.decoders = nn.ModuleDict({
-            m: nn.Sequential(nn.Linear(feature_size + noise, hidden), nn.LeakyReLU(0.2), nn.Linear(hidden, math.prod(shape)), nn.Unflatten(1, tuple(shape))) for m, shape in shapes.items()
-        })
-        for decoder in self.decoders.values():  # start at the mean input; a random start teaches the hidden units to be silent before anything else
+        self.decoders = nn.ModuleDict(
+            {
+                m: nn.Sequential(
+                    nn.Linear(feature_size + noise, hidden),
+                    nn.LeakyReLU(0.2),
+                    nn.Linear(hidden, math.prod(shape)),
+                    nn.Unflatten(1, tuple(shape)),
+                )
+                for m, shape in shapes.items()
+            }
+        )
+        for decoder in (
+            self.decoders.values()
+        ):  # start at the mean input; a random start teaches the hidden units to be silent before anything else
             nn.init.zeros_(decoder[2].weight)
             nn.init.zeros_(decoder[2].bias)
 
-    def forward(self, z: Mapping[str, Tensor], available: Tensor) -> dict[str, Tensor]:  # modality -> [B, ...], in standard units like z
+    def forward(
+        self, z: Mapping[str, Tensor], available: Tensor
+    ) -> dict[str, Tensor]:  # modality -> [B, ...], in standard units like z
         "Every modality, from the mean of the present features."
-        known = impute_mean(self.encoders(z, available)[-1], available).mean(1)  # the mean of the present ones, once more
-        if self.noise: known = torch.cat([known, (torch.randn if self.training else torch.zeros)(len(known), self.noise, device=known.device, dtype=known.dtype)], 1)
+        known = impute_mean(self.encoders(z, available)[-1], available).mean(
+            1
+        )  # the mean of the present ones, once more
+        if self.noise:
+            known = torch.cat(
+                [
+                    known,
+                    (torch.randn if self.training else torch.zeros)(
+                        len(known), self.noise, device=known.device, dtype=known.dtype
+                    ),
+                ],
+                1,
+            )
         return {m: decode(known) for m, decode in self.decoders.items()}
 
     def fill(self, x: Mapping[str, Tensor], available: Tensor) -> dict[str, Tensor]:
@@ -115,7 +147,9 @@ class AutoEncoderRecipe(Recipe):
         return super().ranges() | {"pretrain": 0 <= self.pretrain < 1, "generator_hidden": self.generator_hidden >= 1}
 
 # %% ../../nbs/40_autoencoder.ipynb #80049b62
-def hidden_error(drawn: Mapping[str, Tensor], real: Mapping[str, Tensor], hidden: Tensor, modalities: Sequence[str], error) -> Tensor:
+def hidden_error(
+    drawn: Mapping[str, Tensor], real: Mapping[str, Tensor], hidden: Tensor, modalities: Sequence[str], error
+) -> Tensor:
     "The error summed over the entries of an input, a mean over the samples that hide it, then over modalities."
     rows = {m: hidden[:, i] for i, m in enumerate(modalities) if hidden[:, i].any()}
     return torch.stack([error(drawn[m][r], real[m][r], reduction="sum") / r.sum() for m, r in rows.items()]).mean()
@@ -124,7 +158,9 @@ def hidden_error(drawn: Mapping[str, Tensor], real: Mapping[str, Tensor], hidden
 class AutoEncoder(Supervised):
     "A generator learns from complete samples to draw what is missing; then a classifier learns from real and drawn inputs together."
 
-    def __init__(self, model: MultimodalModel, generator: Generator, task: Task, recipe: AutoEncoderRecipe, **parts: nn.Module):
+    def __init__(
+        self, model: MultimodalModel, generator: Generator, task: Task, recipe: AutoEncoderRecipe, **parts: nn.Module
+    ):
         super().__init__(model, task, recipe, generator=generator, **parts)
 
     def setup(self, data: Source) -> None:
@@ -141,8 +177,11 @@ class AutoEncoder(Supervised):
 
     def training_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         "First the generator's, then the classifier's."
-        if self.progress < self.recipe.pretrain: return self.generator_loss(*self.complete.draw(batch.size, batch.available.device))
-        return super().training_loss(Batch(self.fill(batch.x, batch.available), torch.ones_like(batch.available), batch.y))
+        if self.progress < self.recipe.pretrain:
+            return self.generator_loss(*self.complete.draw(batch.size, batch.available.device))
+        return super().training_loss(
+            Batch(self.fill(batch.x, batch.available), torch.ones_like(batch.available), batch.y)
+        )
 
     @torch.no_grad()
     def fill(self, x: Mapping[str, Tensor], available: Tensor) -> dict[str, Tensor]:

@@ -33,11 +33,18 @@ class Bank(nn.Module):
 
     def __init__(self, modalities: int, width: int, patches: int):
         super().__init__()
-        if modalities > 10: raise MetakdError(f"Flex-MoE's bank has an entry for each combination of modalities; {modalities} of them are too many, 10 is the limit")
-        self.tokens = nn.Parameter(0.02 * torch.randn(2 ** modalities, modalities, width, patches))
+        if modalities > 10:
+            raise MetakdError(
+                f"Flex-MoE's bank has an entry for each combination of modalities; {modalities} of them are too many, 10 is the limit"
+            )
+        self.tokens = nn.Parameter(0.02 * torch.randn(2**modalities, modalities, width, patches))
 
-    def forward(self, features: Tensor, available: Tensor) -> Tensor:  # [B, M, C, patches], zeros where missing -> filled
-        return torch.where(expand_to(available, features), features, self.tokens[combination(available)].to(features.dtype))
+    def forward(
+        self, features: Tensor, available: Tensor
+    ) -> Tensor:  # [B, M, C, patches], zeros where missing -> filled
+        return torch.where(
+            expand_to(available, features), features, self.tokens[combination(available)].to(features.dtype)
+        )
 
 # %% ../../nbs/49_flexmoe.ipynb #49c4000c
 class Experts(nn.Module):
@@ -46,16 +53,23 @@ class Experts(nn.Module):
     def __init__(self, width: int, experts: int = 16, top: int = 4, hidden: int = 256, dropout: float = 0.5):
         super().__init__()
         self.top, self.router, self.noise = top, nn.Linear(width, experts), nn.Linear(width, experts)
-        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, width)) for _ in range(experts))
+        self.experts = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, width))
+            for _ in range(experts)
+        )
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # tokens [N, C] -> the same, and the router's scores [N, experts]
+    def forward(
+        self, x: Tensor
+    ) -> tuple[Tensor, Tensor]:  # tokens [N, C] -> the same, and the router's scores [N, experts]
         scores = self.router(x)
-        if self.training: scores = scores + F.softplus(self.noise(x)) * torch.randn_like(scores)
+        if self.training:
+            scores = scores + F.softplus(self.noise(x)) * torch.randn_like(scores)
         best, which = scores.topk(self.top, dim=1)
         weight, tokens, answers = best.softmax(1), [], []
         for k, expert in enumerate(self.experts):
             token, place = (which == k).nonzero(as_tuple=True)
-            if not len(token): continue
+            if not len(token):
+                continue
             tokens.append(token)
             answers.append(weight[token, place, None] * expert(x[token]))
         return torch.zeros_like(x).index_add(0, torch.cat(tokens), torch.cat(answers).to(x.dtype)), scores
@@ -64,14 +78,21 @@ class Experts(nn.Module):
 class ExpertsDecoder(nn.Module):
     "One transformer block with a mixture of experts, then a linear layer."
 
-    def __init__(self, modalities: int, width: int, patches: int, classes: int, heads: int = 4, dropout: float = 0.5, **experts):
+    def __init__(
+        self, modalities: int, width: int, patches: int, classes: int, heads: int = 4, dropout: float = 0.5, **experts
+    ):
         super().__init__()
         self.place = nn.Parameter(torch.zeros(modalities * patches, width))
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attention, self.dropout = nn.MultiheadAttention(width, heads, dropout, batch_first=True), nn.Dropout(dropout)
+        self.attention, self.dropout = (
+            nn.MultiheadAttention(width, heads, dropout, batch_first=True),
+            nn.Dropout(dropout),
+        )
         self.experts, self.out = Experts(width, dropout=dropout, **experts), nn.Linear(modalities * width, classes)
 
-    def look(self, features: list[Tensor]) -> tuple[Tensor, Tensor]:  # [B, M, C, patches] -> logits [B, classes], router's scores [B, M * patches, experts]
+    def look(
+        self, features: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:  # [B, M, C, patches] -> logits [B, classes], router's scores [B, M * patches, experts]
         b, m, c, patches = features[-1].shape
         x = features[-1].transpose(2, 3).flatten(1, 2) + self.place  # tokens [B, M * patches, C]
         y = self.norm1(x)
@@ -124,7 +145,11 @@ class FlexMoERecipe(Recipe):
 
     def ranges(self) -> dict[str, bool]:
         return super().ranges() | {
-            "gate": self.gate >= 0, "warm_up": self.warm_up >= 0, "width": self.width >= 4 and self.width % 4 == 0, "top": 1 <= self.top <= self.experts, "moe_dropout": 0 <= self.moe_dropout < 1,
+            "gate": self.gate >= 0,
+            "warm_up": self.warm_up >= 0,
+            "width": self.width >= 4 and self.width % 4 == 0,
+            "top": 1 <= self.top <= self.experts,
+            "moe_dropout": 0 <= self.moe_dropout < 1,
             **{k: getattr(self, k) >= 1 for k in ("patches", "experts", "moe_hidden")},
         }
 
@@ -140,29 +165,54 @@ class FlexMoE(Supervised):
 
     def order(self, epoch: int, shuffled: Tensor) -> Tensor:
         "In the warm-up the most complete samples come first."
-        return shuffled[self.present[shuffled].argsort(descending=True, stable=True)] if epoch < self.recipe.warm_up else shuffled
+        return (
+            shuffled[self.present[shuffled].argsort(descending=True, stable=True)]
+            if epoch < self.recipe.warm_up
+            else shuffled
+        )
 
     def training_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         features = self.model.impute(self.model.encode(batch.x, batch.available), batch.available)
         logits, scores = self.model.decoder.look(features)
         task, whole = self.task.loss(logits, batch.y), batch.available.all(1)
         gate = task.new_zeros(())
-        if whole.any(): gate = gate + evenness(scores[whole])
-        if not whole.all(): gate = gate + specialised(scores[~whole], batch.available[~whole])
+        if whole.any():
+            gate = gate + evenness(scores[whole])
+        if not whole.all():
+            gate = gate + specialised(scores[~whole], batch.available[~whole])
         return task + self.recipe.gate * gate, {"task": task.detach(), "gate": gate.detach()}
 
 # %% ../../nbs/49_flexmoe.ipynb #49c40017
 def tokens_for(shape: Sequence[int], recipe) -> nn.Module:  # [N, *shape] -> [N, width, patches]
     "The encoder of one modality."
-    if len(shape) == 1: return nn.Sequential(Standardise(shape[0]), PatchEmbedding(shape[0], recipe.width, recipe.patches))
-    return nn.Sequential(LeNet(shape, 128, recipe.normalise, recipe.scale) if len(shape) == 3 else VolumeEncoder(shape, 128, recipe.normalise), PatchEmbedding(128, recipe.width, recipe.patches))
+    if len(shape) == 1:
+        return nn.Sequential(Standardise(shape[0]), PatchEmbedding(shape[0], recipe.width, recipe.patches))
+    return nn.Sequential(
+        LeNet(shape, 128, recipe.normalise, recipe.scale)
+        if len(shape) == 3
+        else VolumeEncoder(shape, 128, recipe.normalise),
+        PatchEmbedding(128, recipe.width, recipe.patches),
+    )
 
 
 def build_flexmoe(shapes: Mapping[str, Sequence[int]], task: Task, recipe) -> FlexMoE:
     "For a study."
     encoders = Encoders({m: tokens_for(s, recipe) for m, s in shapes.items()})
-    decoder = ExpertsDecoder(len(shapes), recipe.width, recipe.patches, task.classes, dropout=recipe.moe_dropout, experts=recipe.experts, top=recipe.top, hidden=recipe.moe_hidden)
-    return FlexMoE(MultimodalModel(encoders, decoder, Bank(len(shapes), recipe.width, recipe.patches), shapes=dict(shapes)), task, recipe)
+    decoder = ExpertsDecoder(
+        len(shapes),
+        recipe.width,
+        recipe.patches,
+        task.classes,
+        dropout=recipe.moe_dropout,
+        experts=recipe.experts,
+        top=recipe.top,
+        hidden=recipe.moe_hidden,
+    )
+    return FlexMoE(
+        MultimodalModel(encoders, decoder, Bank(len(shapes), recipe.width, recipe.patches), shapes=dict(shapes)),
+        task,
+        recipe,
+    )
 
 
 ANY_SHAPE = {"Flex-MoE": Entry(build_flexmoe, FlexMoERecipe)}

@@ -33,7 +33,11 @@ class Full2missRecipe(Recipe):
     "Width of the discriminator. Published: ?"
 
     def ranges(self) -> dict[str, bool]:
-        return super().ranges() | {"complete_batch": self.complete_batch > 0, "adversarial": self.adversarial >= 0, "judge_hidden": self.judge_hidden >= 1}
+        return super().ranges() | {
+            "complete_batch": self.complete_batch > 0,
+            "adversarial": self.adversarial >= 0,
+            "judge_hidden": self.judge_hidden >= 1,
+        }
 
 # %% ../../nbs/42_full2miss.ipynb #dba146e8
 class Full2miss(Supervised):
@@ -63,12 +67,16 @@ class Full2miss(Supervised):
         task_missing = self.task.loss(self.model.decoder.answer(h_missing), torch.cat([full.y, batch.y]))
         discriminator, fooling = adversarial_losses(self.discriminator, h_full, h_missing)
         logs = {"task": task_missing, "full": task_full, "discriminator": discriminator, "fooling": fooling}
-        return task_full + task_missing + discriminator + self.recipe.adversarial * fooling, {k: v.detach() for k, v in logs.items()}
+        return task_full + task_missing + discriminator + self.recipe.adversarial * fooling, {
+            k: v.detach() for k, v in logs.items()
+        }
 
 # %% ../../nbs/42_full2miss.ipynb #641e215c
 def build_full2miss(shapes: Mapping[str, Sequence[int]], task: Task, recipe) -> Full2miss:
     "For Table 2."
-    judge = nn.Sequential(nn.Linear(recipe.hidden, recipe.judge_hidden), nn.LeakyReLU(0.2), nn.Linear(recipe.judge_hidden, 1))
+    judge = nn.Sequential(
+        nn.Linear(recipe.hidden, recipe.judge_hidden), nn.LeakyReLU(0.2), nn.Linear(recipe.judge_hidden, 1)
+    )
     return Full2miss(build_model(shapes, task, recipe), judge, task, recipe)
 
 

@@ -25,9 +25,14 @@ def adversarial_losses(
     discriminator: nn.Module,  # [n, ...] -> [n, 1], high for real
     real: Tensor,  # [n, ...]
     fake: Tensor,  # [m, ...], with a graph
-) -> tuple[Tensor, Tensor]:  # the discriminator's loss, which moves it alone, and the other player's, which moves only what made `fake`
+) -> tuple[
+    Tensor, Tensor
+]:  # the discriminator's loss, which moves it alone, and the other player's, which moves only what made `fake`
     "The two sides of the non-saturating game (Goodfellow et al., 2014)."
-    says = lambda v, truth: F.binary_cross_entropy_with_logits(v, torch.full_like(v, truth))
+
+    def says(v, truth):
+        return F.binary_cross_entropy_with_logits(v, torch.full_like(v, truth))
+
     own = says(discriminator(real.detach()), 1.0) + says(discriminator(fake.detach()), 0.0)
     held = {name: p.detach() for name, p in discriminator.named_parameters()}
     return own, says(torch.func.functional_call(discriminator, held, (fake,)), 1.0)
@@ -39,7 +44,13 @@ class Discriminator(nn.Module):
     def __init__(self, shapes: Mapping[str, Sequence[int]], hidden: int = 256):
         super().__init__()
         inputs = sum(math.prod(s) for s in shapes.values()) + len(shapes)
-        self.layers = nn.Sequential(nn.Linear(inputs, hidden), nn.LeakyReLU(0.2), nn.Linear(hidden, hidden), nn.LeakyReLU(0.2), nn.Linear(hidden, 1))
+        self.layers = nn.Sequential(
+            nn.Linear(inputs, hidden),
+            nn.LeakyReLU(0.2),
+            nn.Linear(hidden, hidden),
+            nn.LeakyReLU(0.2),
+            nn.Linear(hidden, 1),
+        )
 
     def forward(self, sample: Tensor) -> Tensor:  # [B, inputs] from `flat` -> [B, 1]
         return self.layers(sample)
@@ -66,14 +77,18 @@ class GANRecipe(AutoEncoderRecipe):
 class GAN(AutoEncoder):
     "`AutoEncoder` with an adversarial loss: a conditional GAN for missing inputs."
 
-    def __init__(self, model: MultimodalModel, generator: Generator, discriminator: nn.Module, task: Task, recipe: GANRecipe):
+    def __init__(
+        self, model: MultimodalModel, generator: Generator, discriminator: nn.Module, task: Task, recipe: GANRecipe
+    ):
         super().__init__(model, generator, task, recipe, discriminator=discriminator)
 
     def generator_loss(self, batch: Batch, shown: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         "Both players' losses, and the error of drawing."
         z = self.generator.units(batch.x)
         drawn = self.generator(z, shown)
-        discriminator, generator = adversarial_losses(self.discriminator, flat(z, shown), flat(mixed(z, drawn, shown), shown))
+        discriminator, generator = adversarial_losses(
+            self.discriminator, flat(z, shown), flat(mixed(z, drawn, shown), shown)
+        )
         l1 = hidden_error(drawn, z, ~shown, self.modalities, F.l1_loss)
         logs = {"generator": generator, "discriminator": discriminator, "reconstruction": l1}
         return discriminator + generator + self.recipe.l1_weight * l1, {k: v.detach() for k, v in logs.items()}
@@ -81,7 +96,13 @@ class GAN(AutoEncoder):
 
 def build_gan(shapes: Mapping[str, Sequence[int]], task: Task, recipe) -> GAN:
     "For Table 2."
-    return GAN(build_model(shapes, task, recipe), lenet_generator(shapes, recipe, recipe.noise), Discriminator(shapes, recipe.generator_hidden), task, recipe)
+    return GAN(
+        build_model(shapes, task, recipe),
+        lenet_generator(shapes, recipe, recipe.noise),
+        Discriminator(shapes, recipe.generator_hidden),
+        task,
+        recipe,
+    )
 
 
 CLASSIFIERS = {"GAN": Entry(build_gan, GANRecipe)}

@@ -31,9 +31,15 @@ def moments(
     return torch.cat([mean, ((features - mean).square() * here).sum(1, keepdim=True) / n], 1)
 
 # %% ../../nbs/45_hemis.ipynb #e5f55792
-def preactivated(inputs: int, outputs: int, stride: int = 1, slope: float = 0.01, padding: str = "zeros") -> nn.Sequential:
+def preactivated(
+    inputs: int, outputs: int, stride: int = 1, slope: float = 0.01, padding: str = "zeros"
+) -> nn.Sequential:
     "Instance norm, leaky ReLU, convolution."
-    return nn.Sequential(nn.InstanceNorm3d(inputs, affine=True), nn.LeakyReLU(slope), nn.Conv3d(inputs, outputs, 3, stride, 1, padding_mode=padding))
+    return nn.Sequential(
+        nn.InstanceNorm3d(inputs, affine=True),
+        nn.LeakyReLU(slope),
+        nn.Conv3d(inputs, outputs, 3, stride, 1, padding_mode=padding),
+    )
 
 
 class PlainEncoder(nn.Module):
@@ -42,7 +48,9 @@ class PlainEncoder(nn.Module):
     def __init__(self, widths: Sequence[int] = (8, 16, 32, 64)):
         super().__init__()
         self.stem = nn.Conv3d(1, widths[0], 1)
-        self.levels = nn.ModuleList(nn.Sequential(preactivated(i, o), preactivated(o, o)) for i, o in zip((widths[0], *widths), widths))
+        self.levels = nn.ModuleList(
+            nn.Sequential(preactivated(i, o), preactivated(o, o)) for i, o in zip((widths[0], *widths), widths)
+        )
 
     def forward(self, x: Tensor) -> list[Tensor]:  # [N, 1, D, H, W] -> levels [N, C, ...], the deepest last
         x, levels = self.stem(x), []
@@ -69,7 +77,9 @@ class ResizeDecoder(nn.Module):
             below = width // 2
         self.out = nn.Conv3d(below, outputs, 1)
 
-    def forward(self, features: list[Tensor]) -> Tensor:  # levels [B, K, C, ...], K C channels each -> [B, outputs, D, H, W]
+    def forward(
+        self, features: list[Tensor]
+    ) -> Tensor:  # levels [B, K, C, ...], K C channels each -> [B, outputs, D, H, W]
         x = features[-1].flatten(1, 2)
         for block, skip in zip(self.blocks, reversed(features[:-1])):
             x = block(torch.cat([F.interpolate(x, skip.shape[3:], mode="trilinear"), skip.flatten(1, 2)], 1))

@@ -56,7 +56,8 @@ class HVEDRecipe(Recipe):
 def some_of(available: Tensor) -> Tensor:  # [B, M] bool -> the same
     "A subset of what is present for each sample, all non-empty ones as likely."
     keep = available & (torch.rand(available.shape, device=available.device) < 0.5)
-    while (empty := ~keep.any(1) & available.any(1)).any(): keep[empty] = available[empty] & (torch.rand(available[empty].shape, device=available.device) < 0.5)
+    while (empty := ~keep.any(1) & available.any(1)).any():
+        keep[empty] = available[empty] & (torch.rand(available[empty].shape, device=available.device) < 0.5)
     return keep
 
 
@@ -80,13 +81,21 @@ class HVED(Supervised):
         task = self.task.loss(self.model.decode(latent), batch.y)
         reconstruction, divergence = self.reconstruction(latent, batch), self.divergence(features, batch.available)
         logs = {"task": task, "reconstruction": reconstruction, "divergence": divergence}
-        return task + self.recipe.reconstruction * reconstruction + self.recipe.divergence * divergence, {k: v.detach() for k, v in logs.items()}
+        return task + self.recipe.reconstruction * reconstruction + self.recipe.divergence * divergence, {
+            k: v.detach() for k, v in logs.items()
+        }
 
     def reconstruction(self, latent: list[Tensor], batch: Batch) -> Tensor:  # []
         "The mean squared error over the present (sample, sequence) pairs."
         errors = []
         for column, m in zip(batch.available.T, self.modalities):
-            if column.any(): errors.append((in_company(self.decoders[m], [f[column] for f in latent]) - batch.x[m][column]).square().flatten(1).mean(1))
+            if column.any():
+                errors.append(
+                    (in_company(self.decoders[m], [f[column] for f in latent]) - batch.x[m][column])
+                    .square()
+                    .flatten(1)
+                    .mean(1)
+                )
         return torch.cat(errors).mean()
 
     def divergence(self, features: list[Tensor], available: Tensor) -> Tensor:  # []
@@ -101,9 +110,14 @@ class HVED(Supervised):
 def build_hved(shapes: Mapping[str, Sequence[int]], task: Task, recipe) -> HVED:
     "For Table 1."
     widths = WIDTHS[recipe.network]
-    decoder = lambda outputs: ResizeDecoder([w // 2 for w in widths], widths[:-1], outputs).to(memory_format=torch.channels_last_3d)
+
+    def decoder(outputs):
+        return ResizeDecoder([w // 2 for w in widths], widths[:-1], outputs).to(memory_format=torch.channels_last_3d)
+
     encoders = Encoders({m: PlainEncoder(widths).to(memory_format=torch.channels_last_3d) for m in shapes})
-    return HVED(MultimodalModel(encoders, decoder(len(task.regions)), Latent()), {m: decoder(1) for m in shapes}, task, recipe)
+    return HVED(
+        MultimodalModel(encoders, decoder(len(task.regions)), Latent()), {m: decoder(1) for m in shapes}, task, recipe
+    )
 
 
 SEGMENTERS = {"U-HVED": Entry(build_hved, HVEDRecipe)}

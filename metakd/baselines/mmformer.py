@@ -30,7 +30,9 @@ class Attention(nn.Module):
     def __init__(self, tokens: int, width: int, heads: int, hidden: int):
         super().__init__()
         self.position = nn.Parameter(torch.zeros(1, tokens, width))
-        self.block = nn.TransformerEncoderLayer(width, heads, hidden, dropout=0.1, activation="gelu", batch_first=True, norm_first=True)
+        self.block = nn.TransformerEncoderLayer(
+            width, heads, hidden, dropout=0.1, activation="gelu", batch_first=True, norm_first=True
+        )
 
     def forward(self, x: Tensor) -> Tensor:  # [N, tokens, width] -> the same
         return self.block(x + self.position)
@@ -48,18 +50,33 @@ class FormerEncoder(nn.Module):
         hidden: int,
     ):
         super().__init__()
-        conv = lambda i, o, stride=1: preactivated(i, o, stride, 0.2, "reflect")
-        self.first = nn.ModuleList(conv(i, o, 2) if k else nn.Conv3d(1, o, 3, padding=1, padding_mode="reflect") for k, (i, o) in enumerate(zip((1, *widths), widths)))
-        self.body = nn.ModuleList(nn.Sequential(conv(w, w), conv(w, w)) for w in widths)
-        self.grid, self.embed, self.attention = tuple(grid), nn.Conv3d(widths[-1], width, 1), Attention(prod(grid), width, heads, hidden)
 
-    def forward(self, x: Tensor) -> list[Tensor]:  # [N, 1, D, H, W] -> levels [N, C, ...], and tokens [N, width, *grid] as the deepest
+        def conv(i, o, stride=1):
+            return preactivated(i, o, stride, 0.2, "reflect")
+
+        self.first = nn.ModuleList(
+            conv(i, o, 2) if k else nn.Conv3d(1, o, 3, padding=1, padding_mode="reflect")
+            for k, (i, o) in enumerate(zip((1, *widths), widths))
+        )
+        self.body = nn.ModuleList(nn.Sequential(conv(w, w), conv(w, w)) for w in widths)
+        self.grid, self.embed, self.attention = (
+            tuple(grid),
+            nn.Conv3d(widths[-1], width, 1),
+            Attention(prod(grid), width, heads, hidden),
+        )
+
+    def forward(
+        self, x: Tensor
+    ) -> list[Tensor]:  # [N, 1, D, H, W] -> levels [N, C, ...], and tokens [N, width, *grid] as the deepest
         levels = []
         for first, body in zip(self.first, self.body):
             x = first(x)
             x = x + body(x)
             levels.append(x)
-        if x.shape[2:] != self.grid: raise MetakdError(f"mmFormer was built for {' x '.join(map(str, self.grid))} positions at the bottom, this window has {' x '.join(map(str, x.shape[2:]))}: it knows windows of one size")
+        if x.shape[2:] != self.grid:
+            raise MetakdError(
+                f"mmFormer was built for {' x '.join(map(str, self.grid))} positions at the bottom, this window has {' x '.join(map(str, x.shape[2:]))}: it knows windows of one size"
+            )
         tokens = self.attention(self.embed(x).flatten(2).transpose(1, 2))
         return [*levels, tokens.transpose(1, 2).unflatten(2, self.grid)]
 
@@ -76,35 +93,61 @@ class FormerDecoder(nn.Module):
         deep: bool = True,  # predict at every level, not only at the finest
     ):
         super().__init__()
-        conv = lambda i, o: preactivated(i, o, 1, 0.2, "reflect")
+
+        def conv(i, o):
+            return preactivated(i, o, 1, 0.2, "reflect")
+
         self.start = nn.Conv3d(deepest, widths[-1], 1)
-        self.skip = nn.ModuleList(nn.Sequential(nn.Conv3d(modalities * w, w, 1), conv(w, w), nn.Conv3d(w, w, 1)) for w in widths[:-1])
+        self.skip = nn.ModuleList(
+            nn.Sequential(nn.Conv3d(modalities * w, w, 1), conv(w, w), nn.Conv3d(w, w, 1)) for w in widths[:-1]
+        )
         self.up = nn.ModuleList(conv(below, w) for w, below in zip(widths, widths[1:]))
         self.join = nn.ModuleList(conv(2 * w, w) for w in widths[:-1])
         self.out = nn.ModuleList(nn.Conv3d(w, regions, 1) for w in (widths if deep else widths[:1]))
 
-    def predictions(self, deepest: Tensor, skips: Sequence[Tensor], every: bool = False) -> list[Tensor]:  # the finest last
+    def predictions(
+        self, deepest: Tensor, skips: Sequence[Tensor], every: bool = False
+    ) -> list[Tensor]:  # the finest last
         "From [B, C, ...] and levels [B, M, C, ...]: logits at the finest level, or at every one."
         x = self.start(deepest)
         logits = [self.out[-1](x)] if every else []
         for k in reversed(range(len(skips))):
             skip = self.skip[k](skips[k].flatten(1, 2))
             x = self.join[k](torch.cat([self.up[k](F.interpolate(x, skip.shape[2:], mode="trilinear")), skip], 1))
-            if every or k == 0: logits.append(self.out[k](x))
+            if every or k == 0:
+                logits.append(self.out[k](x))
         return logits
 
 
 class InterModal(nn.Module):
     "Attention over the tokens of all sequences, then the way up."
 
-    def __init__(self, modalities: int, widths: Sequence[int], grid: Sequence[int], width: int, heads: int, hidden: int, regions: int):
+    def __init__(
+        self,
+        modalities: int,
+        widths: Sequence[int],
+        grid: Sequence[int],
+        width: int,
+        heads: int,
+        hidden: int,
+        regions: int,
+    ):
         super().__init__()
-        self.attention, self.decoder = Attention(modalities * prod(grid), width, heads, hidden), FormerDecoder(modalities, widths, modalities * width, regions)
+        self.attention, self.decoder = (
+            Attention(modalities * prod(grid), width, heads, hidden),
+            FormerDecoder(modalities, widths, modalities * width, regions),
+        )
 
-    def predictions(self, features: list[Tensor], every: bool = False) -> list[Tensor]:  # levels [B, M, C, ...] -> logits, the finest last
+    def predictions(
+        self, features: list[Tensor], every: bool = False
+    ) -> list[Tensor]:  # levels [B, M, C, ...] -> logits, the finest last
         *levels, tokens = features
         b, m, c, *grid = tokens.shape
-        attended = self.attention(tokens.permute(0, 1, 3, 4, 5, 2).reshape(b, -1, c)).reshape(b, m, *grid, c).permute(0, 1, 5, 2, 3, 4)
+        attended = (
+            self.attention(tokens.permute(0, 1, 3, 4, 5, 2).reshape(b, -1, c))
+            .reshape(b, m, *grid, c)
+            .permute(0, 1, 5, 2, 3, 4)
+        )
         return self.decoder.predictions(attended.flatten(1, 2), levels[:-1], every)
 
     def forward(self, features: list[Tensor]) -> Tensor:  # logits [B, R, D, H, W]
@@ -147,12 +190,19 @@ class MMFormer(Supervised):
         here = batch.available
         levels = [f[here] for f in features[:-1]]  # the present (sample, sequence) pairs
         own = self.alone.predictions(levels[-1], [f[:, None] for f in levels[:-1]])[-1]
-        separate = self.task.loss(own, batch.y.repeat_interleave(here.sum(1), 0)) * here.sum() / batch.size  # a sum over the sequences of a sample
+        separate = (
+            self.task.loss(own, batch.y.repeat_interleave(here.sum(1), 0)) * here.sum() / batch.size
+        )  # a sum over the sequences of a sample
         logs = {"task": task, "deep": deep, "separate": separate}
-        return task + self.recipe.deep * deep + self.recipe.separate * separate, {k: v.detach() for k, v in logs.items()}
+        return task + self.recipe.deep * deep + self.recipe.separate * separate, {
+            k: v.detach() for k, v in logs.items()
+        }
 
 # %% ../../nbs/48_mmformer.ipynb #8ccd4361
-SIZES = {"compact": ((8, 12, 16, 24), 48, 4, 192), "reference": ((8, 16, 32, 64, 128), 512, 8, 4096)}  # widths; of a token: width, heads, hidden
+SIZES = {
+    "compact": ((8, 12, 16, 24), 48, 4, 192),
+    "reference": ((8, 16, 32, 64, 128), 512, 8, 4096),
+}  # widths; of a token: width, heads, hidden
 
 
 def build_mmformer(shapes: Mapping[str, Sequence[int]], task: Task, recipe) -> MMFormer:
@@ -160,9 +210,12 @@ def build_mmformer(shapes: Mapping[str, Sequence[int]], task: Task, recipe) -> M
     widths, width, heads, hidden = SIZES[recipe.network]
     grid = tuple(n // 2 ** (len(widths) - 1) for n in recipe.window)
     encoders = Encoders({m: FormerEncoder(widths, grid, width, heads, hidden) for m in shapes})
-    model = MultimodalModel(encoders, InterModal(len(shapes), widths, grid, width, heads, hidden, len(task.regions)), impute_zero)
+    model = MultimodalModel(
+        encoders, InterModal(len(shapes), widths, grid, width, heads, hidden, len(task.regions)), impute_zero
+    )
     alone = FormerDecoder(1, widths, widths[-1], len(task.regions), deep=False)
-    for part in (model, alone): part.to(memory_format=torch.channels_last_3d)
+    for part in (model, alone):
+        part.to(memory_format=torch.channels_last_3d)
     return MMFormer(model, alone, task, recipe)
 
 

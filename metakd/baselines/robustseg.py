@@ -24,7 +24,11 @@ from ..tasks import Recipe, Task
 # %% ../../nbs/47_robustseg.ipynb #2c1eb66a
 def activated(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
     "Convolution with reflecting borders, instance norm, leaky ReLU."
-    return nn.Sequential(nn.Conv3d(inputs, outputs, 3, stride, 1, padding_mode="reflect", bias=False), nn.InstanceNorm3d(outputs, affine=True), nn.LeakyReLU(0.01))
+    return nn.Sequential(
+        nn.Conv3d(inputs, outputs, 3, stride, 1, padding_mode="reflect", bias=False),
+        nn.InstanceNorm3d(outputs, affine=True),
+        nn.LeakyReLU(0.01),
+    )
 
 
 class ContentEncoder(nn.Module):
@@ -44,10 +48,19 @@ class ContentEncoder(nn.Module):
         return levels
 
 
-def appearance_encoder(widths: Sequence[int], kernel: int, size: int = 8) -> nn.Sequential:  # [N, 1, D, H, W] -> [N, size]
+def appearance_encoder(
+    widths: Sequence[int], kernel: int, size: int = 8
+) -> nn.Sequential:  # [N, 1, D, H, W] -> [N, size]
     "How a whole image looks, in a few numbers."
     strided = [layer for i, o in zip(widths, widths[1:]) for layer in (nn.Conv3d(i, o, 4, 2, 1), nn.LeakyReLU(0.01))]
-    return nn.Sequential(nn.Conv3d(1, widths[0], kernel, padding=kernel // 2), nn.LeakyReLU(0.01), *strided, nn.AdaptiveAvgPool3d(1), nn.Conv3d(widths[-1], size, 1), nn.Flatten())
+    return nn.Sequential(
+        nn.Conv3d(1, widths[0], kernel, padding=kernel // 2),
+        nn.LeakyReLU(0.01),
+        *strided,
+        nn.AdaptiveAvgPool3d(1),
+        nn.Conv3d(widths[-1], size, 1),
+        nn.Flatten(),
+    )
 
 # %% ../../nbs/47_robustseg.ipynb #768226d7
 class Gate(nn.Module):
@@ -55,7 +68,10 @@ class Gate(nn.Module):
 
     def __init__(self, modalities: int, channels: int):
         super().__init__()
-        self.gate, self.merge = nn.Conv3d(modalities * channels, modalities, 3, padding=1), nn.Conv3d(modalities * channels, channels, 1)
+        self.gate, self.merge = (
+            nn.Conv3d(modalities * channels, modalities, 3, padding=1),
+            nn.Conv3d(modalities * channels, channels, 1),
+        )
 
     def gates(self, contents: Tensor) -> Tensor:  # [B, M, C, ...], zeros where missing -> [B, M, ...], between 0 and 1
         return self.gate(contents.flatten(1, 2)).sigmoid()
@@ -79,7 +95,8 @@ class GatedDecoder(nn.Module):
 
     def segment(self, fused: list[Tensor]) -> Tensor:  # -> logits [B, R, D, H, W]
         x = fused[-1]
-        for up, join, skip in reversed(list(zip(self.up, self.join, fused))): x = join(torch.cat([up(F.interpolate(x, skip.shape[2:])), skip], 1))
+        for up, join, skip in reversed(list(zip(self.up, self.join, fused))):
+            x = join(torch.cat([up(F.interpolate(x, skip.shape[2:])), skip], 1))
         return self.out(x)
 
     def forward(self, features: list[Tensor]) -> Tensor:
@@ -100,10 +117,27 @@ class ImageDecoder(nn.Module):
     def __init__(self, widths: Sequence[int], blocks: int, hidden: int, kernel: int, last: int, size: int = 8):
         super().__init__()
         deepest = widths[-1]
-        self.styles = nn.Sequential(nn.Linear(size, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 4 * blocks * deepest))
-        self.convolutions = nn.ModuleList(nn.Conv3d(deepest, deepest, 3, padding=1, padding_mode="reflect") for _ in range(2 * blocks))
+        self.styles = nn.Sequential(
+            nn.Linear(size, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, 4 * blocks * deepest),
+        )
+        self.convolutions = nn.ModuleList(
+            nn.Conv3d(deepest, deepest, 3, padding=1, padding_mode="reflect") for _ in range(2 * blocks)
+        )
         self.norm = AdaptiveNorm()
-        up = [layer for o, i in zip(widths[-2::-1], widths[::-1]) for layer in (nn.Upsample(scale_factor=2), nn.Conv3d(i, o, kernel, padding=kernel // 2), nn.GroupNorm(1, o), nn.ReLU())]
+        up = [
+            layer
+            for o, i in zip(widths[-2::-1], widths[::-1])
+            for layer in (
+                nn.Upsample(scale_factor=2),
+                nn.Conv3d(i, o, kernel, padding=kernel // 2),
+                nn.GroupNorm(1, o),
+                nn.ReLU(),
+            )
+        ]
         self.up = nn.Sequential(*up, nn.Conv3d(widths[0], 1, last, padding=last // 2))
 
     def forward(self, content: Tensor, appearance: Tensor) -> Tensor:  # [N, C, ...], [N, size] -> [N, 1, D, H, W]
@@ -147,13 +181,20 @@ class RobustSeg(Supervised):
         task = self.task.loss(self.model.decoder.segment(fused), batch.y)
         reconstruction = divergence = task.new_zeros(())
         for column, m in zip(batch.available.T, self.modalities):
-            if not column.any(): continue
+            if not column.any():
+                continue
             x = batch.x[m][column]
             code = in_company(self.appearance[m], x)
-            reconstruction = reconstruction + (in_company(self.decoders[m], fused[-1][column], code) - x).abs().flatten(1).mean(1).sum() / batch.size
+            reconstruction = (
+                reconstruction
+                + (in_company(self.decoders[m], fused[-1][column], code) - x).abs().flatten(1).mean(1).sum()
+                / batch.size
+            )
             divergence = divergence + 0.5 * code.square().mean(1).sum() / batch.size
         logs = {"task": task, "reconstruction": reconstruction, "divergence": divergence}
-        return task + self.recipe.reconstruction * reconstruction + self.recipe.divergence * divergence, {k: v.detach() for k, v in logs.items()}
+        return task + self.recipe.reconstruction * reconstruction + self.recipe.divergence * divergence, {
+            k: v.detach() for k, v in logs.items()
+        }
 
 # %% ../../nbs/47_robustseg.ipynb #030c8d93
 SIZES = {  # content widths; of the appearance encoder: widths, first kernel; of the image decoder: blocks, hidden, kernel, last kernel
@@ -165,9 +206,17 @@ SIZES = {  # content widths; of the appearance encoder: widths, first kernel; of
 def build_robustseg(shapes: Mapping[str, Sequence[int]], task: Task, recipe) -> RobustSeg:
     "For Table 1."
     widths, looks, first, blocks, hidden, kernel, last = SIZES[recipe.network]
-    model = MultimodalModel(Encoders({m: ContentEncoder(widths) for m in shapes}), GatedDecoder(len(shapes), widths, len(task.regions)), impute_zero)
-    appearance, decoders = {m: appearance_encoder(looks, first) for m in shapes}, {m: ImageDecoder(widths, blocks, hidden, kernel, last) for m in shapes}
-    for part in (model, *appearance.values(), *decoders.values()): part.to(memory_format=torch.channels_last_3d)
+    model = MultimodalModel(
+        Encoders({m: ContentEncoder(widths) for m in shapes}),
+        GatedDecoder(len(shapes), widths, len(task.regions)),
+        impute_zero,
+    )
+    appearance, decoders = (
+        {m: appearance_encoder(looks, first) for m in shapes},
+        {m: ImageDecoder(widths, blocks, hidden, kernel, last) for m in shapes},
+    )
+    for part in (model, *appearance.values(), *decoders.values()):
+        part.to(memory_format=torch.channels_last_3d)
     return RobustSeg(model, appearance, decoders, task, recipe)
 
 

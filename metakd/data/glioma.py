@@ -37,9 +37,18 @@ def anatomy(
     spacing: float,  # mm between the voxels that will be simulated; the maps are smoothed to it
 ) -> np.ndarray:  # [4, 197, 233, 189] float32: T1, grey matter, white matter, brain
     "The MNI152 template, as the nilearn package carries it."
-    try: from nilearn import datasets
-    except ImportError: raise MetakdError("the simulated cohort needs the MNI152 template that the nilearn package carries: pip install metakd[cohort]") from None
-    maps = (datasets.load_mni152_template, datasets.load_mni152_gm_template, datasets.load_mni152_wm_template, datasets.load_mni152_brain_mask)
+    try:
+        from nilearn import datasets
+    except ImportError:
+        raise MetakdError(
+            "the simulated cohort needs the MNI152 template that the nilearn package carries: pip install metakd[cohort]"
+        ) from None
+    maps = (
+        datasets.load_mni152_template,
+        datasets.load_mni152_gm_template,
+        datasets.load_mni152_wm_template,
+        datasets.load_mni152_brain_mask,
+    )
     sigma = 0.42 * spacing if spacing > 1 else 0
     return np.stack([ndimage.gaussian_filter(load(resolution=1).get_fdata(dtype=np.float32), sigma) for load in maps])
 
@@ -91,14 +100,18 @@ def place(
     rng, spacing = noise.rng, noise.spacing
     axes = [(np.arange(n, dtype=np.float32) - (n - 1) / 2) * spacing for n in noise.shape]
     grid = np.stack(np.meshgrid(-axes[0], -axes[1], axes[2], indexing="ij")).astype(np.float32)
-    turn = Rotation.from_euler("xyz", rng.normal(0, 4, 3), degrees=True).as_matrix() @ np.diag(rng.normal(1, 0.04, 3).clip(0.9, 1.12))
+    turn = Rotation.from_euler("xyz", rng.normal(0, 4, 3), degrees=True).as_matrix() @ np.diag(
+        rng.normal(1, 0.04, 3).clip(0.9, 1.12)
+    )
     where = np.einsum("ij,jxyz->ixyz", turn.astype(np.float32), grid, optimize=True) + CENTRE[:, None, None, None]
-    for axis in range(3): where[axis] += 2.5 * noise(45)
+    for axis in range(3):
+        where[axis] += 2.5 * noise(45)
     return where
 
 
 class Tumour(NamedTuple):
     "Soft masks, each [X, Y, Z] in 0..1."
+
     oedema: np.ndarray  # the whole tumour
     core: np.ndarray
     necrosis: np.ndarray  # within the core
@@ -113,8 +126,12 @@ def distance_from_centre(
     "From a random site, along the axes of a random ellipsoid."
     rng = noise.rng
     offset = where - tumour_sites()[rng.integers(len(tumour_sites()))][:, None, None, None].astype(np.float32)
-    ellipsoid = np.diag(rng.uniform(0.78, 1.3, 3)) @ Rotation.from_quat(rng.standard_normal(4)).as_matrix()  # uniform on rotations
-    return offset, np.sqrt((np.einsum("ij,jxyz->ixyz", ellipsoid.astype(np.float32), offset, optimize=True) ** 2).sum(0))
+    ellipsoid = (
+        np.diag(rng.uniform(0.78, 1.3, 3)) @ Rotation.from_quat(rng.standard_normal(4)).as_matrix()
+    )  # uniform on rotations
+    return offset, np.sqrt(
+        (np.einsum("ij,jxyz->ixyz", ellipsoid.astype(np.float32), offset, optimize=True) ** 2).sum(0)
+    )
 
 # %% ../../nbs/12_glioma.ipynb #038b9557
 def grow(
@@ -131,11 +148,15 @@ def grow(
     distance = distance * (1 + 0.16 * noise(16) + 0.07 * noise(7)).clip(0.5, None)
     core = inside(distance, radius, 0.7)
     necrosis, solid = nothing, nothing
-    if high_grade: necrosis = inside(distance * (1 + 0.25 * noise(10)).clip(0.4, None), radius * rng.uniform(0.3, 0.82), 0.7)
-    else: solid = 1 - (inside(-noise(9), -rng.uniform(0.7, 1.3), 0.1) if rng.random() < 0.6 else nothing)
+    if high_grade:
+        necrosis = inside(distance * (1 + 0.25 * noise(10)).clip(0.4, None), radius * rng.uniform(0.3, 0.82), 0.7)
+    else:
+        solid = 1 - (inside(-noise(9), -rng.uniform(0.7, 1.3), 0.1) if rng.random() < 0.6 else nothing)
     reach = radius * (rng.uniform(1.25, 2.1) if high_grade else rng.uniform(1.05, 1.5))
     along = 0.55 + 0.75 * ndimage.gaussian_filter(white, 2 / noise.spacing)
-    oedema = np.maximum(inside(distance * (1 + 0.18 * noise(14)).clip(0.5, None) / along, reach, 1.6) * (fluid < 0.5), core)
+    oedema = np.maximum(
+        inside(distance * (1 + 0.18 * noise(14)).clip(0.5, None) / along, reach, 1.6) * (fluid < 0.5), core
+    )
 
     parts, _ = ndimage.label((oedema > 0.5) & brain)  # one lesion: the largest piece
     largest = ndimage.binary_dilation(parts == np.bincount(parts.ravel())[1:].argmax() + 1)
@@ -149,9 +170,9 @@ def grow(
 LOOKS = {
     #        white  grey  fluid  oedema  enhancing  necrosis  solid
     "flair": (0.55, 0.68, 0.18, 1.05, 1.00, 0.93, 1.00),
-    "t1":    (1.00, 0.80, 0.32, 0.68, 0.60, 0.46, 0.60),
-    "t1c":   (1.00, 0.81, 0.33, 0.69, 1.50, 0.44, 0.58),
-    "t2":    (0.45, 0.60, 1.10, 0.90, 0.86, 0.94, 0.91),
+    "t1": (1.00, 0.80, 0.32, 0.68, 0.60, 0.46, 0.60),
+    "t1c": (1.00, 0.81, 0.33, 0.69, 1.50, 0.44, 0.58),
+    "t2": (0.45, 0.60, 1.10, 0.90, 0.86, 0.94, 0.91),
 }
 AGE_SPOTS = {"flair": 0.45, "t1": -0.12, "t1c": -0.12, "t2": 0.30}  # what they add
 
@@ -166,9 +187,11 @@ def paint(
     rng = noise.rng
     white, grey, fluid, oedema, enhancing, necrosis, solid = np.array(LOOKS[sequence]) * rng.normal(1, 0.05, 7)
     signal = maps["white"] * white + maps["grey"] * grey + maps["fluid"] * fluid
-    if sequence in ("t1", "t1c"): signal = signal * (0.6 + 0.4 * maps["t1"]).clip(0.5, 1.4)  # the template's own detail: deep nuclei, cortex
+    if sequence in ("t1", "t1c"):
+        signal = signal * (0.6 + 0.4 * maps["t1"]).clip(0.5, 1.4)  # the template's own detail: deep nuclei, cortex
     signal = signal + AGE_SPOTS[sequence] * maps["spots"]
-    if sequence == "t1c": signal = signal + rng.uniform(0.4, 0.9) * maps["vessels"]
+    if sequence == "t1c":
+        signal = signal + rng.uniform(0.4, 0.9) * maps["vessels"]
     signal = signal + tumour.oedema * rng.uniform(0.6, 1.0) * (oedema - signal)
     core = enhancing + tumour.necrosis * (necrosis - enhancing)
     core = core + tumour.solid * (solid - core)
@@ -190,7 +213,9 @@ def scan_signal(
     signal = signal * np.exp(0.12 * noise(90))
     sd = rng.uniform(0.02, 0.06)
     real, imaginary = (sd * rng.standard_normal(signal.shape, dtype=np.float32) for _ in range(2))
-    return np.where(brain, (np.hypot(signal + real, imaginary) * rng.uniform(150, 900)).clip(1, 32000), 0).astype(np.int16)
+    return np.where(brain, (np.hypot(signal + real, imaginary) * rng.uniform(150, 900)).clip(1, 32000), 0).astype(
+        np.int16
+    )
 
 # %% ../../nbs/12_glioma.ipynb #ddfb86af
 class Patient(NamedTuple):
@@ -211,16 +236,25 @@ def simulate(
     offset, distance = distance_from_centre(noise, where)
     radius = rng.uniform(9, 23) if high_grade else rng.uniform(11, 24)
     where -= offset * (rng.uniform(0.1, 0.4) * np.exp(-((distance / (1.4 * radius)) ** 2)))  # mass effect
-    t1, grey, white, brain = (ndimage.map_coordinates(m, where + ORIGIN[:, None, None, None], order=1) for m in anatomy(spacing))
+    t1, grey, white, brain = (
+        ndimage.map_coordinates(m, where + ORIGIN[:, None, None, None], order=1) for m in anatomy(spacing)
+    )
     del where, offset
     brain = brain > 0.5
-    maps = {"t1": t1 / max(float(t1[brain].mean()), 1e-6), "grey": grey, "white": white, "fluid": (1 - grey - white).clip(0, 1)}
+    maps = {
+        "t1": t1 / max(float(t1[brain].mean()), 1e-6),
+        "grey": grey,
+        "white": white,
+        "fluid": (1 - grey - white).clip(0, 1),
+    }
     tumour = grow(noise, distance, radius, high_grade, white, maps["fluid"], brain)
     maps["spots"] = inside(-noise(6), -rng.uniform(1.6, 2.6), 0.2) * (white > 0.6) * rng.uniform(0.2, 0.9)
     surface = brain & ~ndimage.binary_erosion(brain, iterations=max(1, round(2.5 / spacing)))
     plexus = (maps["fluid"] > 0.6) & brain & ~surface
     maps["vessels"] = inside(-noise(8), -rng.uniform(0.7, 1.4), 0.2) * surface + inside(-noise(6), -1.2, 0.2) * plexus
-    return Patient({m: scan_signal(noise, paint(noise, m, maps, tumour), brain) for m in SEQUENCES}, tumour.label, bool(high_grade))
+    return Patient(
+        {m: scan_signal(noise, paint(noise, m, maps, tumour), brain) for m in SEQUENCES}, tumour.label, bool(high_grade)
+    )
 
 # %% ../../nbs/12_glioma.ipynb #b875b381
 def write_patient(
@@ -233,14 +267,20 @@ def write_patient(
     "Simulate a patient and write the five files that BraTS has."
     name = f"Glioma_{number:04d}"
     for grade in ("HGG", "LGG"):
-        if (out / grade / name).exists(): return out / grade / name
+        if (out / grade / name).exists():
+            return out / grade / name
     patient = simulate([seed, number], shape, spacing)
     final = out / ("HGG" if patient.high_grade else "LGG") / name
     temporary = out / f".{name}.tmp"
-    affine = np.array([[-spacing, 0, 0, 0], [0, -spacing, 0, (shape[1] - 1) * spacing], [0, 0, spacing, 0], [0, 0, 0, 1]])
+    affine = np.array(
+        [[-spacing, 0, 0, 0], [0, -spacing, 0, (shape[1] - 1) * spacing], [0, 0, spacing, 0], [0, 0, 0, 1]]
+    )
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    for file, volume in {**{m.replace("t1c", "t1ce"): patient.images[m] for m in SEQUENCES}, "seg": patient.label}.items():
+    for file, volume in {
+        **{m.replace("t1c", "t1ce"): patient.images[m] for m in SEQUENCES},
+        "seg": patient.label,
+    }.items():
         image = nib.Nifti1Image(volume, affine)
         image.header.set_xyzt_units("mm")
         nib.save(image, temporary / f"{name}_{file}.nii.gz")
@@ -259,19 +299,33 @@ def write_cohort(
 ) -> list[Path]:  # the patients' folders
     "A cohort of simulated patients in the layout of BraTS 2018. What is already there is kept."
     out = Path(out)
-    if jobs < 1: raise MetakdError("jobs is at least 1")
-    if min(shape) >= 16 and 0 < spacing and min(shape) * spacing < LEAST: raise MetakdError(f"{' x '.join(map(str, shape))} voxels at {spacing} mm hold no head: each side needs {LEAST} mm; choose a spacing of {LEAST / min(shape):.1f} mm or more")
-    if patients < 1 or min(shape) < 16 or not 0 < spacing < 100 or max(shape) > 1024: raise MetakdError(f"{patients} patients of {list(shape)} voxels at {spacing} mm cannot be simulated; expected at least 1, 16 a side, and a positive spacing")
+    if jobs < 1:
+        raise MetakdError("jobs is at least 1")
+    if min(shape) >= 16 and 0 < spacing and min(shape) * spacing < LEAST:
+        raise MetakdError(
+            f"{' x '.join(map(str, shape))} voxels at {spacing} mm hold no head: each side needs {LEAST} mm; choose a spacing of {LEAST / min(shape):.1f} mm or more"
+        )
+    if patients < 1 or min(shape) < 16 or not 0 < spacing < 100 or max(shape) > 1024:
+        raise MetakdError(
+            f"{patients} patients of {list(shape)} voxels at {spacing} mm cannot be simulated; expected at least 1, 16 a side, and a positive spacing"
+        )
     note = out / "cohort.txt"
     said = f"simulated glioma cohort for learning and testing, not for medical use; shape {list(shape)}, spacing {spacing} mm, seed {seed}\n"
-    try: found = note.read_text(encoding="utf-8", errors="replace") if note.exists() else None
-    except OSError as e: raise MetakdError(f"{note}: could not be read ({e.strerror}); choose another folder") from None
-    if found not in (None, said): raise MetakdError(f"{out} holds another cohort ({found.strip()[:200]}); choose another folder")
-    if found is None and out.is_dir() and any(out.iterdir()): raise MetakdError(f"{out} is not empty and holds no simulated cohort; choose another folder")
+    try:
+        found = note.read_text(encoding="utf-8", errors="replace") if note.exists() else None
+    except OSError as e:
+        raise MetakdError(f"{note}: could not be read ({e.strerror}); choose another folder") from None
+    if found not in (None, said):
+        raise MetakdError(f"{out} holds another cohort ({found.strip()[:200]}); choose another folder")
+    if found is None and out.is_dir() and any(out.iterdir()):
+        raise MetakdError(f"{out} is not empty and holds no simulated cohort; choose another folder")
     anatomy(spacing), tumour_sites()  # without the template nothing is written
     try:
         out.mkdir(parents=True, exist_ok=True)
         note.write_text(said)
-    except OSError as e: raise MetakdError(f"{out}: could not be written ({e.strerror})") from None
-    work = joblib.Parallel(jobs, return_as="generator")(joblib.delayed(write_patient)(out, seed, k, shape, spacing) for k in range(1, patients + 1))
+    except OSError as e:
+        raise MetakdError(f"{out}: could not be written ({e.strerror})") from None
+    work = joblib.Parallel(jobs, return_as="generator")(
+        joblib.delayed(write_patient)(out, seed, k, shape, spacing) for k in range(1, patients + 1)
+    )
     return list(tqdm(work, total=patients, desc="patients", unit="patient"))

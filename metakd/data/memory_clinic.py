@@ -21,6 +21,7 @@ from ..tables import View
 # %% ../../nbs/14_memory_clinic.ipynb #14c40008
 class Course(NamedTuple):
     "Where each patient stands; all [n]."
+
     age: np.ndarray  # years
     woman: np.ndarray  # 0 or 1
     education: np.ndarray  # years
@@ -34,8 +35,15 @@ class Course(NamedTuple):
 
 def draw_course(rng: np.random.Generator, n: int) -> Course:
     "The chain of the disease."
-    noise = lambda scale: rng.normal(0, scale, n)
-    age, woman, education = rng.normal(73, 7, n).clip(55, 92), rng.integers(0, 2, n), rng.normal(15.5, 2.8, n).clip(6, 22).round()
+
+    def noise(scale):
+        return rng.normal(0, scale, n)
+
+    age, woman, education = (
+        rng.normal(73, 7, n).clip(55, 92),
+        rng.integers(0, 2, n),
+        rng.normal(15.5, 2.8, n).clip(6, 22).round(),
+    )
     e4 = rng.binomial(2, 0.2, n)
     years = (age - 73) / 7
     amyloid = 0.65 * (e4 - 0.4) / 0.57 + 0.2 * years + noise(0.73)
@@ -46,18 +54,28 @@ def draw_course(rng: np.random.Generator, n: int) -> Course:
     return Course(age, woman, education, e4, amyloid, tau, atrophy, decline, stage)
 
 # %% ../../nbs/14_memory_clinic.ipynb #14c4000c
-def grey_matter(rng: np.random.Generator, course: Course, spacing: float = 8.0) -> np.ndarray:  # float32 [n, x, y, z], grey matter in a voxel, 0..1
+def grey_matter(
+    rng: np.random.Generator, course: Course, spacing: float = 8.0
+) -> np.ndarray:  # float32 [n, x, y, z], grey matter in a voxel, 0..1
     "Maps of everybody, cut to the brain."
     step = round(spacing)
     grey = anatomy(float(spacing))[1][::step, ::step, ::step]
     box = tuple(slice(i.min(), i.max() + 1) for i in np.nonzero(grey > 0.1))
     grey = grey[box]
-    mm = np.stack(np.meshgrid(*[np.arange(s.start, s.stop) * step for s in box], indexing="ij")) - ORIGIN[:, None, None, None]
-    far = lambda *centre: ((mm - np.reshape(centre, (3, 1, 1, 1))) ** 2).sum(0)
+    mm = (
+        np.stack(np.meshgrid(*[np.arange(s.start, s.stop) * step for s in box], indexing="ij"))
+        - ORIGIN[:, None, None, None]
+    )
+
+    def far(*centre):
+        return ((mm - np.reshape(centre, (3, 1, 1, 1))) ** 2).sum(0)
+
     temporal = sum(np.exp(-far(side * 28, -20, -15) / (2 * 14**2)) for side in (-1, 1))
     field, n = Noise(rng, grey.shape, spacing), len(course.age)
     size, spared = rng.normal(1, 0.06, (n, 1, 1, 1)), lambda amount: amount[:, None, None, None]
-    loss = 0.16 * spared(course.atrophy) * temporal + 0.025 * spared(course.atrophy) + 0.02 * spared((course.age - 73) / 7)
+    loss = (
+        0.16 * spared(course.atrophy) * temporal + 0.025 * spared(course.atrophy) + 0.02 * spared((course.age - 73) / 7)
+    )
     own = np.stack([0.1 * field(24) + 0.05 * rng.standard_normal(grey.shape) for _ in range(n)])
     return (grey * size * (1 - loss + own)).clip(0, 1.2).astype(np.float32)
 
@@ -67,27 +85,52 @@ def tables(rng: np.random.Generator, course: Course) -> dict[str, pd.DataFrame]:
     n, noisy = len(course.age), lambda x, scale: x + rng.normal(0, scale, len(x))
     share = rng.uniform(0.1, 0.5, 60)  # of the rarer allele
     genes = rng.binomial(2, share, (n, 60))
-    genes[:, :12] = rng.binomial(2, 1 / (1 + np.exp(-np.log(share[:12] / (1 - share[:12])) - 0.22 * course.amyloid[:, None])))
+    genes[:, :12] = rng.binomial(
+        2, 1 / (1 + np.exp(-np.log(share[:12] / (1 - share[:12])) - 0.22 * course.amyloid[:, None]))
+    )
     genomic = pd.DataFrame(genes, columns=[f"rs{1000 + k}" for k in range(60)]).assign(rs429358=course.e4)
-    clinical = pd.DataFrame({
-        "AGE": course.age.round(1), "WOMAN": course.woman, "EDUCATION": course.education,
-        "MMSE": noisy(28.3 - 2.4 * course.decline, 1.5).clip(0, 30).round(), "RECALL": noisy(6 - 2.2 * course.decline, 2.5).clip(0, 15).round(), "TRAILS": np.exp(noisy(4.4 + 0.25 * course.decline, 0.4)).round(),
-        "FLUENCY": noisy(18 - 2.5 * course.decline, 5).clip(0).round(), "DEPRESSION": rng.poisson(2, n), "SYSTOLIC": rng.normal(135, 16, n).round(), "BMI": rng.normal(26.5, 4, n).round(1),
-        "PTCOGBEG": np.where(course.stage > 1, 2005 - rng.integers(0, 8, n), np.nan), "PTADDX": np.where(course.stage > 2, 2006 - rng.integers(0, 4, n), np.nan),
-    })
-    biospecimen = pd.DataFrame({
-        "ABETA42": np.exp(noisy(6.7 - 0.3 * course.amyloid, 0.2)).round(), "TAU": np.exp(noisy(5.5 + 0.3 * course.tau, 0.25)).round(), "PTAU": np.exp(noisy(3.1 + 0.35 * course.tau, 0.25)).round(1),
-        "NFL": np.exp(noisy(3.4 + 0.15 * course.atrophy + 0.15 * (course.age - 73) / 7, 0.35)).round(1), **{f"PLASMA{k:02d}": rng.normal(0, 1, n).round(3) for k in range(20)},
-    })
+    clinical = pd.DataFrame(
+        {
+            "AGE": course.age.round(1),
+            "WOMAN": course.woman,
+            "EDUCATION": course.education,
+            "MMSE": noisy(28.3 - 2.4 * course.decline, 1.5).clip(0, 30).round(),
+            "RECALL": noisy(6 - 2.2 * course.decline, 2.5).clip(0, 15).round(),
+            "TRAILS": np.exp(noisy(4.4 + 0.25 * course.decline, 0.4)).round(),
+            "FLUENCY": noisy(18 - 2.5 * course.decline, 5).clip(0).round(),
+            "DEPRESSION": rng.poisson(2, n),
+            "SYSTOLIC": rng.normal(135, 16, n).round(),
+            "BMI": rng.normal(26.5, 4, n).round(1),
+            "PTCOGBEG": np.where(course.stage > 1, 2005 - rng.integers(0, 8, n), np.nan),
+            "PTADDX": np.where(course.stage > 2, 2006 - rng.integers(0, 4, n), np.nan),
+        }
+    )
+    biospecimen = pd.DataFrame(
+        {
+            "ABETA42": np.exp(noisy(6.7 - 0.3 * course.amyloid, 0.2)).round(),
+            "TAU": np.exp(noisy(5.5 + 0.3 * course.tau, 0.25)).round(),
+            "PTAU": np.exp(noisy(3.1 + 0.35 * course.tau, 0.25)).round(1),
+            "NFL": np.exp(noisy(3.4 + 0.15 * course.atrophy + 0.15 * (course.age - 73) / 7, 0.35)).round(1),
+            **{f"PLASMA{k:02d}": rng.normal(0, 1, n).round(3) for k in range(20)},
+        }
+    )
     made = {"genomic": genomic.astype(float), "clinical": clinical, "biospecimen": biospecimen}
     return {m: t.mask(pd.DataFrame(rng.random(t.shape) < 0.03, t.index, t.columns)) for m, t in made.items()}
 
 # %% ../../nbs/14_memory_clinic.ipynb #14c40012
 def measured(rng: np.random.Generator, course: Course) -> np.ndarray:  # [n, M] bool, in the order of MODALITIES
     "Who was measured how: not at random."
-    chance = lambda base, *pushes: 1 / (1 + np.exp(-(base + sum(pushes)))) * np.ones(len(course.age))
+
+    def chance(base, *pushes):
+        return 1 / (1 + np.exp(-(base + sum(pushes)))) * np.ones(len(course.age))
+
     years = (course.age - 73) / 7
-    each = {"image": chance(1.6, -0.5 * course.decline), "genomic": chance(0.9), "clinical": chance(2.6, -0.2 * course.decline), "biospecimen": chance(0.1, -0.5 * course.decline, -0.35 * years)}
+    each = {
+        "image": chance(1.6, -0.5 * course.decline),
+        "genomic": chance(0.9),
+        "clinical": chance(2.6, -0.2 * course.decline),
+        "biospecimen": chance(0.1, -0.5 * course.decline, -0.35 * years),
+    }
     return rng.random((len(years), len(MODALITIES))) < np.stack([each[m] for m in MODALITIES], 1)
 
 
@@ -97,15 +140,20 @@ def simulate_clinic(
     spacing: float = 8.0,  # mm, a whole number; of the grey-matter maps
 ) -> tuple[dict[str, pd.DataFrame | View], pd.Series]:  # modalities; diagnosis 1, 2 or 3
     "The whole clinic. A function of its arguments."
-    if patients < 10: raise MetakdError(f"{patients} patients: at least 10 are needed for three stages to turn up")
-    if not 1 <= spacing <= 50 or spacing != round(spacing): raise MetakdError(f"spacing {spacing}: a whole number of mm, 1 to 50, is needed")
+    if patients < 10:
+        raise MetakdError(f"{patients} patients: at least 10 are needed for three stages to turn up")
+    if not 1 <= spacing <= 50 or spacing != round(spacing):
+        raise MetakdError(f"spacing {spacing}: a whole number of mm, 1 to 50, is needed")
     rng, ids = np.random.default_rng(seed), pd.Index([f"S{k:05d}" for k in range(patients)], name="PTID")
     course = draw_course(rng, patients)
     views = {m: t.set_axis(ids) for m, t in tables(rng, course).items()}
     here = measured(rng, course)
     maps = grey_matter(rng, course, spacing)
     views = {"image": View(ids, maps[:, None]), **views}
-    shown = {m: View(ids[h], v.values[h]) if m == "image" else v[h] for (m, v), h in zip(((m, views[m]) for m in MODALITIES), here.T)}
+    shown = {
+        m: View(ids[h], v.values[h]) if m == "image" else v[h]
+        for (m, v), h in zip(((m, views[m]) for m in MODALITIES), here.T)
+    }
     return shown, pd.Series(course.stage, ids, name="DIAGNOSIS")
 
 
@@ -117,16 +165,23 @@ def write_clinic(
 ) -> None:
     "`simulate_clinic` in the layout of chapter 13. A folder that is not empty is refused."
     folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()): raise MetakdError(f"{folder} is not empty; choose a new folder")
+    if folder.exists() and any(folder.iterdir()):
+        raise MetakdError(f"{folder} is not empty; choose a new folder")
     views, y = simulate_clinic(patients, seed, spacing)
     work = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    for m in MODALITIES: (work / m).mkdir(parents=True)
+    for m in MODALITIES:
+        (work / m).mkdir(parents=True)
     image = views["image"]
     mask = (image.values[:, 0] > 0.1).any(0)
-    np.save(work / "image" / "ADNI_G.npy", image.values[:, 0, mask]); np.save(work / "image" / "ADNI_mask.npy", mask)
+    np.save(work / "image" / "ADNI_G.npy", image.values[:, 0, mask])
+    np.save(work / "image" / "ADNI_mask.npy", mask)
     (work / "image" / "ADNI_subj.txt").write_text("\n".join(image.ids) + "\n")
-    for m in MODALITIES[1:]: views[m].to_csv(work / m / f"{m}_merged.csv")
+    for m in MODALITIES[1:]:
+        views[m].to_csv(work / m / f"{m}_merged.csv")
     y.to_csv(work / "label.csv")
-    (work / "README.txt").write_text(f"simulated memory clinic for learning and testing, not for medical use; {patients} patients, seed {seed}, spacing {spacing} mm\n")
-    if folder.exists(): folder.rmdir()
+    (work / "README.txt").write_text(
+        f"simulated memory clinic for learning and testing, not for medical use; {patients} patients, seed {seed}, spacing {spacing} mm\n"
+    )
+    if folder.exists():
+        folder.rmdir()
     os.rename(work, folder)

@@ -30,6 +30,7 @@ UNITS = {"meter": 1000.0, "micron": 0.001}  # of lengths in a header, in mm
 
 class Grid(NamedTuple):
     "Where the voxels of a volume lie."
+
     shape: tuple[int, ...]  # (X, Y, Z)
     affine: np.ndarray  # [4, 4], from voxel indices to mm
 
@@ -55,7 +56,9 @@ def turn(
     axes: str | Grid = AXES,  # as nibabel writes them, or those of another grid
 ) -> tuple[np.ndarray, Grid]:
     "The same volume with its axes in another order and direction. No voxel is interpolated."
-    wanted = orientations.io_orientation(axes.affine) if isinstance(axes, Grid) else orientations.axcodes2ornt(tuple(axes))
+    wanted = (
+        orientations.io_orientation(axes.affine) if isinstance(axes, Grid) else orientations.axcodes2ornt(tuple(axes))
+    )
     change = orientations.ornt_transform(orientations.io_orientation(grid.affine), wanted)
     turned = orientations.apply_orientation(values, change)
     return turned, Grid(turned.shape[:3], grid.affine @ orientations.inv_ornt_aff(change, grid.shape))
@@ -63,19 +66,23 @@ def turn(
 
 def apart(a: Grid, b: Grid) -> float:  # mm; infinite where the shapes differ
     "How far apart two grids with axes of one direction are, at the corners of the field of view."
-    if a.shape != b.shape: return float("inf")
+    if a.shape != b.shape:
+        return float("inf")
     corners = np.stack(np.meshgrid(*[(-0.5, n - 0.5) for n in a.shape], indexing="ij"), -1).reshape(-1, 3)
     return float(np.linalg.norm(apply_affine(a.affine, corners) - apply_affine(b.affine, corners), axis=1).max())
 
 # %% ../../nbs/05_nifti.ipynb #7042c12c
 MOST = 2**33  # bytes of a volume, uncompressed
-QUIET = logging.getLogger("metakd.nifti")  # nibabel tells its logger what it mends in a header; what it cannot mend is raised
+QUIET = logging.getLogger(
+    "metakd.nifti"
+)  # nibabel tells its logger what it mends in a header; what it cannot mend is raised
 QUIET.addHandler(logging.NullHandler())
 QUIET.propagate = False
 
 
 class Nifti(NamedTuple):
     "A file that was read."
+
     values: np.ndarray  # [X, Y, Z] or [X, Y, Z, C], scaled as the header says
     grid: Grid
     note: str  # the header's description
@@ -83,26 +90,38 @@ class Nifti(NamedTuple):
 
 def what_it_is(start: bytes) -> str | None:
     "The name of something that is not a NIfTI file, where its first bytes tell."
-    if start[128:132] == b"DICM": return "a DICOM file; convert the series with dcm2niix first"
-    if start[:4] == b"\x00\x00\x00\x01" and start[4:8] < b"\x00\x01\x00\x00": return "an MGH file; convert it with mri_convert first"
-    if start[344:348] in (b"ni1\0", b"ni2\0") or start[4:8] == b"ni2\0": return "the header of a pair of files; convert it to a single .nii file"
+    if start[128:132] == b"DICM":
+        return "a DICOM file; convert the series with dcm2niix first"
+    if start[:4] == b"\x00\x00\x00\x01" and start[4:8] < b"\x00\x01\x00\x00":
+        return "an MGH file; convert it with mri_convert first"
+    if start[344:348] in (b"ni1\0", b"ni2\0") or start[4:8] == b"ni2\0":
+        return "the header of a pair of files; convert it to a single .nii file"
     return None
 
 
 def read_header(stream, size: int, gz: bool) -> tuple[nib.Nifti1Header, bytes]:  # and what was read beyond it
     "The header of a stream of a file of `size` bytes, checked against what such a file can hold."
     start = stream.read(540)
-    if (other := what_it_is(start)): raise MetakdError(other)
+    if other := what_it_is(start):
+        raise MetakdError(other)
     first = {int.from_bytes(start[:4], order) for order in ("little", "big")}
     kind = nib.Nifti2Header if 540 in first else nib.Nifti1Header if 348 in first else None
-    if kind is None: raise MetakdError("not a NIfTI file: it does not begin with the length of a header")
-    header = kind(start[:kind.template_dtype.itemsize], check=False)  # without the extensions behind it
+    if kind is None:
+        raise MetakdError("not a NIfTI file: it does not begin with the length of a header")
+    header = kind(start[: kind.template_dtype.itemsize], check=False)  # without the extensions behind it
     header.check_fix(QUIET, error_level=40)
     dtype, shape = header.get_data_dtype(), header.get_data_shape()
-    if dtype.kind not in "iuf": raise MetakdError(f"holds {'complex numbers' if dtype.kind == 'c' else 'colours'}, expected one intensity for each voxel")
+    if dtype.kind not in "iuf":
+        raise MetakdError(
+            f"holds {'complex numbers' if dtype.kind == 'c' else 'colours'}, expected one intensity for each voxel"
+        )
     bytes_needed = int(np.prod([int(n) for n in shape], dtype=object)) * dtype.itemsize if shape else 0
-    if min(shape, default=0) < 1 or not 3 <= len(shape) <= 4: raise MetakdError(f"{len(shape)} axes {[int(n) for n in shape]}, expected one volume [X, Y, Z]")
-    if bytes_needed > min(MOST, size * (1100 if gz else 1)): raise MetakdError(f"its header claims {[int(n) for n in shape]} voxels, more than a file of {size:,} bytes can hold; copy or download it again")
+    if min(shape, default=0) < 1 or not 3 <= len(shape) <= 4:
+        raise MetakdError(f"{len(shape)} axes {[int(n) for n in shape]}, expected one volume [X, Y, Z]")
+    if bytes_needed > min(MOST, size * (1100 if gz else 1)):
+        raise MetakdError(
+            f"its header claims {[int(n) for n in shape]} voxels, more than a file of {size:,} bytes can hold; copy or download it again"
+        )
     return header, start
 
 
@@ -120,21 +139,43 @@ def read_nifti(
             shape, dtype, offset = header.get_data_shape(), header.get_data_dtype(), int(header.get_data_offset())
             needed = offset + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
             content = start + stream.read(max(0, needed - len(start)))
-            while stream.read(2**20): pass
-        if len(content) < needed: raise EOFError(f"{len(content):,} of {needed:,} bytes")
+            while stream.read(2**20):
+                pass
+        if len(content) < needed:
+            raise EOFError(f"{len(content):,} of {needed:,} bytes")
         values = np.frombuffer(content, dtype, int(np.prod(shape)), offset).reshape(shape, order="F")
         slope, inter = header.get_slope_inter()
-        if (slope, inter) not in ((None, None), (1.0, 0.0)): values = values * np.float64(slope) + np.float64(inter or 0)
+        if (slope, inter) not in ((None, None), (1.0, 0.0)):
+            values = values * np.float64(slope) + np.float64(inter or 0)
         affine = np.asarray(header.get_best_affine(), float)
         affine[:3] *= UNITS.get(header.get_xyzt_units()[0], 1.0)
-    except FileNotFoundError: raise MetakdError(f"{path}: no such file") from None
-    except MetakdError as e: raise MetakdError(f"{path}: {e}") from None
-    except (OSError, EOFError, ValueError, TypeError, KeyError, OverflowError, MemoryError, zlib.error, HeaderDataError, WrapStructError) as e:
-        raise MetakdError(f"{path}: not a whole NIfTI file ({str(e).splitlines()[0] if str(e) else type(e).__name__}); copy or download it again") from None
+    except FileNotFoundError:
+        raise MetakdError(f"{path}: no such file") from None
+    except MetakdError as e:
+        raise MetakdError(f"{path}: {e}") from None
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        TypeError,
+        KeyError,
+        OverflowError,
+        MemoryError,
+        zlib.error,
+        HeaderDataError,
+        WrapStructError,
+    ) as e:
+        raise MetakdError(
+            f"{path}: not a whole NIfTI file ({str(e).splitlines()[0] if str(e) else type(e).__name__}); copy or download it again"
+        ) from None
     spans = np.linalg.norm(affine[:3, :3], axis=0)
     if not np.isfinite(affine).all() or spans.min() == 0 or abs(np.linalg.det(affine[:3, :3] / spans)) < 1e-3:
-        raise MetakdError(f"{path}: its affine is not finite or singular, so nobody knows where its voxels lie; convert the scan again")
-    return Nifti(values, Grid(tuple(int(n) for n in shape[:3]), affine), bytes(header["descrip"]).rstrip(b"\0").decode("latin-1"))
+        raise MetakdError(
+            f"{path}: its affine is not finite or singular, so nobody knows where its voxels lie; convert the scan again"
+        )
+    return Nifti(
+        values, Grid(tuple(int(n) for n in shape[:3]), affine), bytes(header["descrip"]).rstrip(b"\0").decode("latin-1")
+    )
 
 # %% ../../nbs/05_nifti.ipynb #97c6468e
 PREDICTION = "metakd prediction"  # the description of what chapter 34 writes, so that nobody trains on it as an expert's segmentation

