@@ -45,10 +45,12 @@ from .training import Loader, train
 def imputation_error(
     model: MultimodalModel,
     data: Source | Iterable[Batch],  # a source, or its batches
-) -> dict[
-    str, float
-]:  # l1_NAME and cosine_NAME for each modality, means over the samples that have it and another; nothing if the model fuses features instead of filling holes
-    "What stands in for a missing feature, against the feature itself, at the bottleneck."
+) -> dict[str, float]:
+    """What stands in for a missing feature, against the feature itself, at the bottleneck.
+
+    l1_NAME and cosine_NAME for each modality: means over the samples that have it and another one. Empty if the model
+    fuses features instead of filling holes.
+    """
     sums, counts = torch.zeros(2, len(model.modalities)), torch.zeros(len(model.modalities))
     with evaluating(model):
         for batch in data.whole() if hasattr(data, "whole") else data:
@@ -116,9 +118,8 @@ def prepared(
     experiment: Experiment,
     recipe: Recipe,
     changes: Mapping[str, object],
-    fit: Callable[
-        [Experiment, Prepared], object
-    ] = fit_here,  # how NoKD is trained where the weights are to be each modality's own accuracy
+    # how NoKD is trained where the weights are to be each modality's own accuracy
+    fit: Callable[[Experiment, Prepared], object] = fit_here,
 ) -> Prepared:
     "The experiment with the recipe changed."
     recipe = changed(experiment, recipe, changes)
@@ -153,13 +154,15 @@ TITLES = {
 
 
 def watcher(p: Prepared):
-    "What `train` shall write down beside the losses: imputation's error, and the loss on validation data with everything present."
+    """What `train` shall write down beside the losses: imputation's error, and the loss on validation data with
+    everything present.
+    """
 
     def watch(method: Method) -> dict[str, float]:
         with evaluating(method), torch.inference_mode():
             losses = [(p.task.loss(method.predict(b.x, b.available), b.y).item(), b.size) for b in p.validation.whole()]
         return {
-            "validation_loss": sum(l * n for l, n in losses) / sum(n for _, n in losses),
+            "validation_loss": sum(loss * n for loss, n in losses) / sum(n for _, n in losses),
             **imputation_error(method.model, p.validation),
         }
 
@@ -212,7 +215,9 @@ def analyses(
     recipe: AudioVisionRecipe = AudioVisionRecipe(),  # what all share
     workers: int = 2,
 ) -> pd.DataFrame:  # rows of RUNS
-    "Run what is missing, and read what was asked for. The recipe is written beside the results, and another one is refused."
+    """Run what is missing, and read what was asked for. The recipe is written beside the results, and another one is
+    refused.
+    """
     out, names, seeds = Path(out), [variant(m, **c) for m, c in variants], which(seeds)
     for m, c in variants:
         changed(AudioVision(m, tested[0], RATE), recipe, c)  # a wrong name shall not wait for its turn
@@ -289,8 +294,12 @@ def analysis_view(
     rows: pd.DataFrame,  # from `analyses`
     reference: str,  # a variant
     value: str = "accuracy",
-) -> pd.DataFrame:  # (tested, variant) by subset: mean ± half-width of the 95 % interval, and in brackets the two-tailed paired p of no difference to the reference
-    "What a change does."
+) -> pd.DataFrame:  # (tested, variant) by subset
+    """What a change does.
+
+    Columns: mean ± half-width of the 95 % interval, and in brackets the two-tailed paired p of no difference to the
+    reference.
+    """
     table, view = by_subset(rows, value), {}
     for (tested, name), part in table.groupby(["tested", "variant"], sort=False):
         base = table[(table.tested == tested) & (table.variant == reference)].set_index("seed")
@@ -440,8 +449,11 @@ def scan_gains(
     cases: pd.DataFrame,  # rows of SCAN_CASES
     reference: str,  # a variant
     over: str = "case",  # or seed
-) -> pd.DataFrame:  # a row a variant, region and patient (or seed): dice, and gain over the reference, means over the seeds (or patients) that both have
-    "What a change does to each patient, or from each seed."
+) -> pd.DataFrame:  # one row per variant, region and patient (or seed)
+    """What a change does to each patient, or from each seed.
+
+    Columns: dice, and gain over the reference, means over the seeds (or patients) that both have.
+    """
     key = ["seed", "case", "region"]
     pairs = cases.merge(cases[cases.variant == reference][[*key, "dice"]], on=key, suffixes=("", "_reference"))
     means = (
@@ -457,8 +469,12 @@ def scan_view(
     cases: pd.DataFrame,  # rows of SCAN_CASES
     reference: str,  # a variant
     over: str = "case",  # what interval and p are about: other patients, or (seed) other trainings
-) -> pd.DataFrame:  # a row a variant: seeds, patients; for each region the mean Dice and the gain over the reference ± half-width of its 95 % interval, in brackets the two-tailed paired p
-    "What a change does on scans."
+) -> pd.DataFrame:  # one row per variant
+    """What a change does on scans.
+
+    Columns: seeds, patients; for each region the mean Dice and the gain over the reference ± half-width of its 95 %
+    interval, in brackets the two-tailed paired p.
+    """
     view, gains = [], scan_gains(cases, reference, over)
     for name, own in cases.groupby("variant", sort=False):
         row = {"variant": name, "seeds": own.seed.nunique(), "patients": own.case.nunique()}
@@ -481,8 +497,12 @@ def scan_view(
 def scan_kept(
     certainty: pd.DataFrame,  # rows of SCAN_CERTAINTY
     part: float = 0.9,  # of the patients, to be kept
-) -> pd.DataFrame:  # a row a variant, seed, subset and region: sequences, how many there are; dice of all; the gain of the kept, and at best; correlation, by ranks, of confidence and Dice
-    "Dice when the least certain patients are left to a human."
+) -> pd.DataFrame:  # one row per variant, seed, subset and region
+    """Dice when the least certain patients are left to a human.
+
+    Columns: sequences, how many there are; dice of all; the gain of the kept, and at best; correlation, by ranks, of
+    confidence and Dice.
+    """
     rows = []
     for key, own in certainty.groupby(["variant", "seed", "subset", "region"], sort=False):
         keep, dice = round(part * len(own)), own.dice.mean()
@@ -506,8 +526,13 @@ def gradient_parts(
     ways: Mapping[str, Mapping[str, object]],  # title -> changes of the recipe; a way that changes nothing is left out
     batch_size: int = 64,
     draws: int = 10,
-) -> pd.DataFrame:  # a row a way: length of what is added over that of the direct part, cosine between the whole and the direct part; medians over draws
-    "The gradient on the raw importance weights through the lower level against the direct one, for the network as it is."
+) -> pd.DataFrame:  # one row per way
+    """The gradient on the raw importance weights through the lower level against the direct one, for the network as it
+    is.
+
+    Columns: length of what is added over that of the direct part, cosine between the whole and the direct part; medians
+    over draws.
+    """
     inner, outer, table, recipe = Loader(data, batch_size), Loader(held_out, batch_size), [], method.recipe
     try:
         for k, (method.batch, _) in zip(range(draws), inner.batches(0)):

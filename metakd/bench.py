@@ -44,7 +44,7 @@ from .training import train as train_method
 def interleaved(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:  # name -> median seconds
     "Time several functions in turn, so that a slow moment of the machine hits all of them."
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for name, f in runs.items():
+    for f in runs.values():
         f()
     for _ in range(repeats):
         for name, f in runs.items():
@@ -62,7 +62,9 @@ def flops(run: Callable[[], object]) -> int:
 
 
 def bench_training(recipe: Recipe, repeats: int) -> dict:
-    "An epoch of `train`, without and with validation, against the bare loop of the same steps on batches cut beforehand."
+    """An epoch of `train`, without and with validation, against the bare loop of the same steps on batches cut
+    beforehand.
+    """
     p = AudioVision().prepare(recipe)
     loader, held_out = (
         Loader(p.train, recipe.batch_size, recipe.seed),
@@ -197,7 +199,9 @@ def bench_segmenters(
     recipe: SegmentationRecipe = SegmentationRecipe(),
     device: str | torch.device = "cpu",
 ) -> dict:
-    "Each method of Table 1 relative to MetaKD, once everything is trained that it trains; four crops with two to four sequences."
+    """Each method of Table 1 relative to MetaKD, once everything is trained that it trains; four crops with two to four
+    sequences.
+    """
     torch.manual_seed(0)
     methods = {
         m: Brats(Path("."), m).build(recipe)[0].to(device)

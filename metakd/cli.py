@@ -255,7 +255,8 @@ def check_test(run: Path, now: dict, about: dict) -> None:
     found = differences(about.get("test", {}), now.get("test", {}))
     if found:
         raise MetakdError(
-            f"{run}: its test data are not those of its training any more ({'; '.join(found)}); name others with --split"
+            f"{run}: its test data are not those of its training any more ({'; '.join(found)}); name others with "
+            "--split"
         )
 
 # %% ../nbs/50_cli.ipynb #6e7f7cff
@@ -267,7 +268,9 @@ def glioma(
     seed: int = 0,
     jobs: int = 2,
 ) -> None:
-    """Write a simulated cohort of brain tumours in the BraTS layout (needs metakd[cohort]). For learning and testing, never for a medical claim.
+    """Write a simulated cohort of brain tumours in the BraTS layout (needs metakd[cohort]).
+
+    For learning and testing, never for a medical claim.
 
     Args:
         out: Folder for the cohort.
@@ -279,7 +282,8 @@ def glioma(
     """
     written = write_cohort(out, patients, shape, spacing, seed, jobs)
     print(
-        f"{out}: {len(written)} patients, {sum(p.parent.name == 'HGG' for p in written)} of high grade. Train with: metakd train brats --data {out} --out runs/first"
+        f"{out}: {len(written)} patients, {sum(p.parent.name == 'HGG' for p in written)} of high grade. Train with: "
+        f"metakd train brats --data {out} --out runs/first"
     )
 
 # %% ../nbs/50_cli.ipynb #4be6d499
@@ -433,7 +437,9 @@ def clinic(
     seed: int = 0,
     spacing: float = 8.0,
 ) -> None:
-    """Write a simulated memory clinic in ADNI's layout (needs metakd[cohort]). For learning and testing, never for a medical claim.
+    """Write a simulated memory clinic in ADNI's layout (needs metakd[cohort]).
+
+    For learning and testing, never for a medical claim.
 
     Args:
         out: Folder for the patients.
@@ -471,7 +477,8 @@ def study_command(
         raise MetakdError("seeds and jobs are at least 1")
     runs = studies(out, Study(data, hidden=hidden, folds=folds), recipe, methods, seeds, jobs)
     print(
-        f"{data}, {hidden:.0%} of the entries hidden, {seeds} runs of each method; %, mean ± 95 % interval; p: MetaKD is not better"
+        f"{data}, {hidden:.0%} of the entries hidden, {seeds} runs of each method; %, mean ± 95 % interval; p: MetaKD "
+        "is not better"
     )
     print(study_view(runs).to_string())
     rows = read_runs(out / SUBSETS).merge(runs[KEY])
@@ -498,7 +505,8 @@ def print_table2(runs: pd.DataFrame) -> None:
         for tested, half in protocol.groupby("tested", sort=False):
             seeds, source = half.seed.nunique(), "/".join(sorted(half.source.unique()))
             print(
-                f"\n{tested} tested alone; front-end {front_end}, split {split}, speech {source}, {seeds} seeds; accuracy in %, ± 95 % interval (paper)"
+                f"\n{tested} tested alone; front-end {front_end}, split {split}, speech {source}, {seeds} seeds; "
+                "accuracy in %, ± 95 % interval (paper)"
             )
             print(table2_view(half, tested).to_string())
             if {"MetaKD", "NoKD"} <= set(half.method):
@@ -704,7 +712,9 @@ def name_plugins(args: list[str]) -> list[str]:  # the other arguments
 def main(
     args: Sequence[str] | None = None,  # None: those of the process
 ) -> None:
-    "Learning with missing modalities: MetaKD and its peers. --plugin MODULE makes the methods of another package known."
+    """Learning with missing modalities: MetaKD and its peers. --plugin MODULE makes the methods of another package
+    known.
+    """
     prog, args = "metakd", list(sys.argv[1:] if args is None else args)
     codecs.register_error("spelt", in_ascii)
     for stream in (sys.stdout, sys.stderr):

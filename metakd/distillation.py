@@ -72,7 +72,9 @@ def spread(
     available: Tensor,  # [B, M] bool
     distance: Literal["l1", "mse"] = "l1",
 ) -> Tensor:  # []
-    "Distance of the present features from their mean over samples and modalities, entry by entry. Dividing equation (5) by it keeps features from forgetting the input."
+    """Distance of the present features from their mean over samples and modalities, entry by entry. Dividing equation
+    (5) by it keeps features from forgetting the input.
+    """
     present = features[available]
     difference = present - present.mean(0)
     return (difference.abs() if distance == "l1" else difference.square()).mean().clamp(min=1e-3)

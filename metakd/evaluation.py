@@ -67,7 +67,8 @@ def check_answer(answer: Tensor, numbers: Tensor, subset: str) -> None:
     wrong = answer.isnan().flatten(1).any(1)
     if wrong.any():
         raise MetakdError(
-            f"the answer for sample {numbers[wrong.cpu()][0].item()} from {subset} is NaN; look for NaN or infinite values in its modalities, or in the weights"
+            f"the answer for sample {numbers[wrong.cpu()][0].item()} from {subset} is NaN; look for NaN or infinite "
+            "values in its modalities, or in the weights"
         )
 
 

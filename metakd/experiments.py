@@ -54,7 +54,9 @@ class ClassifierRecipe(Recipe):
     "What all methods share that classify with one encoder a modality and a fully connected head."
 
     feature_size: int = 84
-    "Width C of one modality's feature. The paper never says how 160 and 320 become one size; LeNet's own last width is 84."
+    """Width C of one modality's feature. The paper never says how 160 and 320 become one size; LeNet's own last width
+    is 84.
+    """
     normalise: bool = True
     "Normalise each feature to zero mean and unit variance; a plain LeNet has a ReLU there. Published: ?"
     hidden: int = 64
@@ -149,13 +151,14 @@ CLASSIFIERS: dict[str, Entry] = {
 
 # %% ../nbs/36_experiments.ipynb #d9c410c8
 class Experiment:
-    "What is trained on what: a frozen dataclass whose fields say it all, `method` among them. A subclass writes `prepare`."
+    """What is trained on what: a frozen dataclass whose fields say it all, `method` among them. A subclass writes
+    `prepare`.
+    """
 
     method: str
     command: ClassVar[str]  # `metakd train <command>`
-    paths: ClassVar[
-        Sequence[str]
-    ] = ()  # the fields that are places, which may change while the experiment stays the same
+    # the fields that are places, which may change while the experiment stays the same
+    paths: ClassVar[Sequence[str]] = ()
     kind: ClassVar[str]  # the name of the dictionaries of entries: `known`, and one in any module of `metakd.baselines`
     known: ClassVar[dict[str, Entry]]
     rows: ClassVar[Sequence[str]]  # the order of the table; others come after
@@ -185,7 +188,9 @@ class Experiment:
 
     @classmethod
     def recipe_for(cls, method: str, recipe: Recipe | None = None) -> Recipe:
-        "The shared numbers of `recipe` with the method's own: those of `recipe` where it is this method's, else their defaults."
+        """The shared numbers of `recipe` with the method's own: those of `recipe` where it is this method's, else their
+        defaults.
+        """
         entry, recipe = cls.find(method), cls.shared() if recipe is None else recipe
         kind = joined(cls.shared, entry.recipe)
         taken = fields(kind if isinstance(recipe, entry.recipe) else cls.shared)
@@ -202,7 +207,9 @@ class Experiment:
         raise NotImplementedError
 
     def prepare_test(self, recipe: Recipe, about: Mapping, split: Path | None = None) -> "Prepared":
-        "The same for testing a run of which `about` is known: on its own test data, or on those that the file `split` names."
+        """The same for testing a run of which `about` is known: on its own test data, or on those that the file `split`
+        names.
+        """
         if split is not None:
             raise MetakdError(f"--split is for experiments whose data have names; {self.command} has none")
         return self.prepare(recipe)
@@ -220,7 +227,9 @@ class Experiment:
 
     @classmethod
     def reopen(cls, about: Mapping, data: str | Path | None = None) -> "Experiment":
-        "The experiment of a run, from what it wrote down; `data` where its data have moved. Nothing of a run's file is a place to write to."
+        """The experiment of a run, from what it wrote down; `data` where its data have moved. Nothing of a run's file
+        is a place to write to.
+        """
         try:
             places = {
                 k: v["absolute"] for k, v in about["paths"].items() if k in cls.paths and k not in ("cache", "split")
@@ -230,11 +239,14 @@ class Experiment:
             raise MetakdError(f"what the run says of its experiment cannot be read ({type(e).__name__}: {e})") from None
 
 
-PLUGINS = "METAKD_PLUGINS"  # an environment variable, so that the workers of a sweep see it too: names of modules, separated by commas
+# an environment variable, so that the workers of a sweep see it too: names of modules, separated by commas
+PLUGINS = "METAKD_PLUGINS"
 
 
 def plugins() -> list[str]:
-    "Modules of other packages that hold methods: those that registered an entry point of the group `metakd.methods`, and those that were named."
+    """Modules of other packages that hold methods: those that registered an entry point of the group `metakd.methods`,
+    and those that were named.
+    """
     found = [entry.module for entry in importlib.metadata.entry_points(group="metakd.methods")]
     return list(dict.fromkeys(found + [name for name in os.environ.get(PLUGINS, "").split(",") if name]))
 
@@ -278,7 +290,9 @@ class AudioVision(Experiment):
     command, paths = "audiovision", ("path",)
 
     method: str = "MetaKD"
-    "A row of Table 2: LowerB, LowerB-norm, AutoEncoder, GAN, Full2miss, SMIL, ShaSpec, NoKD, MetaKD, UpperB, or one of your own."
+    """A row of Table 2: LowerB, LowerB-norm, AutoEncoder, GAN, Full2miss, SMIL, ShaSpec, NoKD, MetaKD, UpperB, or one
+    of your own.
+    """
     tested: Literal["image", "audio"] = "image"
     "The modality that is complete in training and alone in testing."
     rate: float = 0.05
@@ -286,7 +300,9 @@ class AudioVision(Experiment):
     front_end: Literal["paper", "standard"] = "paper"
     "How recordings become MFCC."
     split: Literal["random", "speaker", "smil"] = "random"
-    "Random, or with test speakers never heard in training, or as in SMIL's code: no validation data, the best epoch picked on test data."
+    """Random, or with test speakers never heard in training, or as in SMIL's code: no validation data, the best epoch
+    picked on test data.
+    """
     source: Literal["auto", "fsdd", "espeak"] = "auto"
     "Real recordings, synthesised ones, or whichever can be had."
     path: str | None = None
@@ -296,7 +312,8 @@ class AudioVision(Experiment):
         super().__post_init__()
         if not 0 <= self.rate <= 1:
             raise MetakdError(
-                f"rate {self.rate} is not between 0 and 1: it is the part of the training samples that have both modalities"
+                f"rate {self.rate} is not between 0 and 1: it is the part of the training samples that have both "
+                "modalities"
             )
         for f in fields(self):
             if f.name != "path":
@@ -370,7 +387,9 @@ def run(
 def read_runs(
     path: str | Path,
 ) -> pd.DataFrame:  # empty where there is no file
-    "The finished runs of a sweep; a last line without its line end is a run that was cut, and is left out. A run that stands there twice counts once."
+    """The finished runs of a sweep; a last line without its line end is a run that was cut, and is left out. A run that
+    stands there twice counts once.
+    """
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8") if path.exists() else ""
@@ -396,7 +415,8 @@ def has_run(path: Path, job: dict, key: Sequence[str]) -> bool:
         return False
     if missing := [k for k in key if k not in runs]:
         raise MetakdError(
-            f"{path}: is no table of these runs, it has no column '{missing[0]}'; move it away, or choose another folder"
+            f"{path}: is no table of these runs, it has no column '{missing[0]}'; move it away, or choose another "
+            "folder"
         )
     return bool((runs[list(key)] == [job[k] for k in key]).all(axis=1).any())
 
@@ -407,7 +427,8 @@ def append_rows(path: Path, rows: list[dict]) -> None:
     new = not path.exists() or path.stat().st_size == 0
     if not new and (there := list(read_runs(path).columns)) != list(table.columns):
         raise MetakdError(
-            f"{path}: has other columns than this run ({', '.join(there)}; expected {', '.join(table.columns)}); move it away, or choose another folder"
+            f"{path}: has other columns than this run ({', '.join(there)}; expected {', '.join(table.columns)}); move "
+            "it away, or choose another folder"
         )
     try:
         with open(path, "a", encoding="utf-8") as f:
@@ -439,18 +460,19 @@ def mend_table(path: Path) -> None:
 
 def sweep(
     jobs: Sequence[dict],  # keyword arguments of `work`; the values that identify a run
-    work: Callable[
-        ..., list[tuple[str, list[dict]]]
-    ],  # returns [(file name, rows), ...]; the last is the run's own row
+    # returns [(file name, rows), ...]; the last is the run's own row
+    work: Callable[..., list[tuple[str, list[dict]]]],
     out: str | Path,  # folder
     done: Callable[[dict, Path], bool],  # is this job's row already in the folder?
     workers: int = 2,
     backend: str = "loky",
     tables: Sequence[str] = (),  # the file names that `work` returns; no other file in the folder is touched
-    experiment: type[Experiment]
-    | None = None,  # whose methods the jobs name; one that only this process knows travels with its job
+    # whose methods the jobs name; one that only this process knows travels with its job
+    experiment: type[Experiment] | None = None,
 ) -> None:
-    "Run the jobs that are not done yet, in parallel, and write each result as it comes. One sweep of a kind at a time in a folder."
+    """Run the jobs that are not done yet, in parallel, and write each result as it comes. One sweep of a kind at a time
+    in a folder.
+    """
     out = Path(out)
     with claimed(out, f"{work.__name__.replace('_run', '')} sweep"):
         for name in tables:
@@ -464,7 +486,8 @@ def sweep(
             run_jobs(todo, work, out, workers, backend, experiment)
         except BrokenProcessPool as e:
             raise MetakdError(
-                f"a worker was killed, perhaps for want of memory ({type(e).__name__}); finished runs are kept: run it again to continue, with fewer at a time"
+                f"a worker was killed, perhaps for want of memory ({type(e).__name__}); finished runs are kept: run "
+                "it again to continue, with fewer at a time"
             ) from None
         finally:
             if backend == "loky":
@@ -480,7 +503,9 @@ def keep_recipe(
     chosen: Iterable[str],  # methods
     cause: Mapping[str, object] = {},  # what else decides: digests of the data and of the split
 ) -> None:
-    "Write down what decides the numbers of a sweep, but for the seed: what all methods share, `method.name` for a method's own, and the data. Another recipe or other data than those that are there are refused."
+    """Write down what decides the numbers of a sweep, but for the seed: what all methods share, `method.name` for a
+    method's own, and the data. Another recipe or other data than those that are there are refused.
+    """
     shared = {f.name: getattr(recipe, f.name) for f in fields(experiment.shared)}
     own = {
         f"{m}.{k}": v
@@ -518,7 +543,9 @@ def exit_with(parent: int) -> None:
 def run_one(
     work: Callable, job: dict, parent: int, experiment: type[Experiment] | None = None, entry: Entry | None = None
 ):
-    "A job in a worker that does not outlive the process which started it, and may not know the method that it is about."
+    """A job in a worker that does not outlive the process which started it, and may not know the method that it is
+    about.
+    """
     if entry is not None:
         experiment.known.setdefault(job["method"], entry)
     if os.getppid() == parent and not any(t.name == exit_with.__name__ for t in threading.enumerate()):
@@ -672,7 +699,9 @@ def table2(
     source: Literal["auto", "fsdd", "espeak"] = "auto",
     path: str | None = None,
 ) -> pd.DataFrame:  # one row a run, both halves
-    "Run what is missing of Table 2, and read it all. The recipe is written beside the results, and another one is refused."
+    """Run what is missing of Table 2, and read it all. The recipe is written beside the results, and another one is
+    refused.
+    """
     check_backend(backend)
     out = Path(out)
     jobs = table2_jobs() if jobs is None else list(jobs)
@@ -703,7 +732,9 @@ def table2_view(
     runs: pd.DataFrame,  # from `table2`, one protocol and one tested modality
     tested: str,
 ) -> pd.DataFrame:  # methods by rates: mean ± half-width of the 95 % interval, the paper's figure in brackets
-    "One half of the table as people read it. The bounds do not depend on the rate; the paper's figures stand beside the paper's protocol only."
+    """One half of the table as people read it. The bounds do not depend on the rate; the paper's figures stand beside
+    the paper's protocol only.
+    """
     papers = PAPER[tested] if set(zip(runs.frontend, runs.split)) == {PROTOCOLS[0]} else {}
     rates = sorted(r for r in runs.rate.unique() if 0 < r < 1)
     view, known = {}, AudioVision.methods()
@@ -801,7 +832,9 @@ def plot_rates(
     runs: pd.DataFrame,  # one tested modality, one or more protocols
     tested: str,
 ):
-    "Accuracy against rate, a panel a protocol: means and 95 % intervals, the bounds as lines, the paper's figures hollow. Returns the matplotlib figure."
+    """Accuracy against rate, a panel a protocol: means and 95 % intervals, the bounds as lines, the paper's figures
+    hollow. Returns the matplotlib figure.
+    """
 
     protocols, known, other = (
         list(runs.groupby(["frontend", "split"], sort=False)),

@@ -52,7 +52,8 @@ def make_folder(path: str | Path) -> Path:
         path.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as e:
         raise MetakdError(
-            f"{path}: could not be written: the folder could not be made ({getattr(e, 'strerror', None) or e}); choose another one"
+            f"{path}: could not be written: the folder could not be made ({getattr(e, 'strerror', None) or e}); "
+            "choose another one"
         ) from None
     if not os.access(path, os.W_OK):
         raise MetakdError(f"{path}: could not be written (no permission); choose another folder")
@@ -81,7 +82,9 @@ def claimed(
 
 # %% ../nbs/04_files.ipynb #4a6b69ae
 def same_places(paths: Iterable[str | Path]) -> dict:  # place -> the path that was given
-    "Where files lie, whatever they are called: by what a link leads to, and by what the disk calls a file that is there."
+    """Where files lie, whatever they are called: by what a link leads to, and by what the disk calls a file that is
+    there.
+    """
     places = {}
     for path in map(Path, paths):
         real = Path(os.path.realpath(path))
@@ -112,7 +115,9 @@ def write_table(
     path: str | Path,
     table: pd.DataFrame,
 ) -> None:
-    "A table as CSV. A file that is there is replaced if it is a table with the same first column, and refused otherwise."
+    """A table as CSV. A file that is there is replaced if it is a table with the same first column, and refused
+    otherwise.
+    """
     text, path = table.to_csv(index=False), Path(path)
     if path.exists():
         try:
@@ -127,7 +132,9 @@ def write_table(
 
 # %% ../nbs/04_files.ipynb #d82c388c
 def digest(*content) -> str:  # 16 hex digits
-    "What stands for the content of tensors, arrays, dictionaries of them, and plain values: the same content has the same digest."
+    """What stands for the content of tensors, arrays, dictionaries of them, and plain values: the same content has the
+    same digest.
+    """
     state = hashlib.blake2b(digest_size=8)
 
     def add(value) -> None:

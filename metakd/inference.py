@@ -42,8 +42,8 @@ from .tasks import Method, Segmentation
 # %% ../nbs/34_inference.ipynb #e0868a02
 def patients_in(
     paths: Sequence[str | Path] = (),  # folders, or files named as BraTS names them
-    named: Mapping[str, str | Path | None]
-    | None = None,  # sequence -> file, for one patient whose files are called something else
+    # sequence -> file, for one patient whose files are called something else
+    named: Mapping[str, str | Path | None] | None = None,
     name: str | None = None,  # of the patient whose files are named; None: what the files are called, or their folder
 ) -> tuple[list[Case], list[str]]:  # cases, and what is wrong with the others
     "What there is to segment. A patient needs at least one sequence."
@@ -72,7 +72,8 @@ def patients_in(
         problems += found[1]
     if not cases and not problems:
         raise MetakdError(
-            f"{', '.join(map(str, paths))}: no sequence found; expected files such as NAME_flair.nii.gz or NAME-t2f.nii.gz"
+            f"{', '.join(map(str, paths))}: no sequence found; expected files such as NAME_flair.nii.gz or "
+            "NAME-t2f.nii.gz"
         )
     return cases, problems
 
@@ -137,11 +138,13 @@ def unlike_training(
     said = []
     if not 0.5 * least <= brain <= 1.5 * most:
         said.append(
-            f"{name}: {brain:,.0f} ml of the scan are not background, in training {least:,.0f} to {most:,.0f}; is it skull-stripped, without noise around the brain, and whole?"
+            f"{name}: {brain:,.0f} ml of the scan are not background, in training {least:,.0f} to {most:,.0f}; is it "
+            "skull-stripped, without noise around the brain, and whole?"
         )
     if any(not 0.8 < a / b < 1.25 for a, b in zip(scans.grid.spacing, spacing)):
         said.append(
-            f"{name}: its voxels are {' x '.join(f'{s:.2g}' for s in scans.grid.spacing)} mm apart, in training {' x '.join(f'{s:.2g}' for s in spacing)}; resample it"
+            f"{name}: its voxels are {' x '.join(f'{s:.2g}' for s in scans.grid.spacing)} mm apart, in training "
+            f"{' x '.join(f'{s:.2g}' for s in spacing)}; resample it"
         )
     return said
 
@@ -191,7 +194,9 @@ def picture(
     label: np.ndarray,  # [X, Y, Z] in BraTS labels, turned as the scans
     title: str = "",
 ):
-    "Every sequence that is there in the three planes with the most tumour, with outlines. Returns the matplotlib figure."
+    """Every sequence that is there in the three planes with the most tumour, with outlines. Returns the matplotlib
+    figure.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -307,7 +312,9 @@ def predict(
     out: str | Path,
     **options,  # of `Options`
 ) -> tuple[list[dict], list[str]]:  # rows of the patients that are segmented, and what was wrong with the others
-    "Segment many patients; one that cannot be is reported, and the others are done. VOLUMES in `out` gets a row for each."
+    """Segment many patients; one that cannot be is reported, and the others are done. VOLUMES in `out` gets a row for
+    each.
+    """
     out, o, rows, problems = make_folder(out), Options(**options), [], []
     if o.overwrite and o.skip_existing:
         raise MetakdError("overwrite and skip existing are two answers to one question; choose one")
@@ -327,7 +334,8 @@ def predict(
                 problems.append(str(e) if case.name in str(e) else f"{case.name}: {e}")
             except Exception as e:
                 problems.append(
-                    f"{case.name}: could not be segmented ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else 'no message'})"
+                    f"{case.name}: could not be segmented ({type(e).__name__}: "
+                    f"{str(e).splitlines()[0] if str(e) else 'no message'})"
                 )
             else:
                 add_volumes(out / VOLUMES, rows[-1])

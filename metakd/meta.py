@@ -48,7 +48,9 @@ def among_present(
     w: Tensor,  # [M]
     available: Tensor,  # [B, M] bool
 ) -> Tensor:  # [B, M]
-    "The weights as a sample with holes sees them: those of its modalities keep their ratios and have the mean that all have."
+    """The weights as a sample with holes sees them: those of its modalities keep their ratios and have the mean that
+    all have.
+    """
     present = (w * available).sum(1, keepdim=True) / available.sum(1, keepdim=True)
     return w * (w.mean() / present)
 
@@ -71,7 +73,9 @@ def meta_gradient(
     task: Task,
     batch: Batch,  # held-out samples
 ) -> tuple[Tensor, Tensor]:  # meta loss [], its gradient on the raw weights [M]
-    "The gradient of the upper level of equation (4). The encoders run without a graph; no parameter of the model is touched."
+    """The gradient of the upper level of equation (4). The encoders run without a graph; no parameter of the model is
+    touched.
+    """
     with evaluating(model):
         with torch.no_grad():
             features = model.encode(batch.x, batch.available)
@@ -85,7 +89,9 @@ class MetaKDRecipe(Recipe):
     "Meta-learned cross-modal knowledge distillation. Defaults are the paper's where they were published."
 
     alpha: float = 0.1
-    "Weight of the distillation term in equation (4); 0 is the paper's baseline without distillation. Paper: 0.1 is best."
+    """Weight of the distillation term in equation (4); 0 is the paper's baseline without distillation. Paper: 0.1 is
+    best.
+    """
     distance: Literal["l1", "mse"] = "l1"
     "Distance between features in equation (5). Paper: l1, mse slightly worse."
     pairs: Literal["sum", "mean"] = "sum"
@@ -93,7 +99,9 @@ class MetaKDRecipe(Recipe):
     normalisation: Literal["softmax", "sigmoid", "relu"] = "softmax"
     "How raw importance weights become w, equation (6). Paper: softmax."
     relative: bool = False
-    "Divide equation (5) by the spread of the features, so that features which forget their input gain nothing (chapter 30). Published: no. Each process measures its own samples."
+    """Divide equation (5) by the spread of the features, so that features which forget their input gain nothing
+    (chapter 30). Published: no. Each process measures its own samples.
+    """
     distill_from: float = 0.0
     "Part of the training after which distillation begins, 0..1. Published: 0."
     meta_every: int = 10
@@ -103,11 +111,15 @@ class MetaKDRecipe(Recipe):
     meta_weight_decay: float = 1e-2
     "Of Adam, for the raw importance weights. Published: ? (5e-4 for segmentation)"
     weights: tuple[float, ...] = ()
-    "Fixed importance weights, one a modality, in the place of learned ones; then there is no upper level. Empty: learned."
+    """Fixed importance weights, one a modality, in the place of learned ones; then there is no upper level. Empty:
+    learned.
+    """
     shuffled: bool = False
     "A control: each modality teaches with the weight of the one before it."
     hypergradient: Literal["first_order", "unrolled", "implicit"] = "first_order"
-    "How the upper level is differentiated: the network held fixed, as in the authors' code; through `inner_steps` steps of the lower level; or at its fixed point."
+    """How the upper level is differentiated: the network held fixed, as in the authors' code; through `inner_steps`
+    steps of the lower level; or at its fixed point.
+    """
     inner_steps: int = 1
     "Steps of gradient descent that `unrolled` passes through; terms of the Neumann series of `implicit`."
     inner_lr: float = 1e-2
@@ -147,7 +159,8 @@ class MetaKD(Supervised):
         self.pair_share = 1.0
         if recipe.weights and len(recipe.weights) != len(self.modalities):
             raise MetakdError(
-                f"{len(recipe.weights)} fixed weights for {len(self.modalities)} modalities ({', '.join(self.modalities)})"
+                f"{len(recipe.weights)} fixed weights for {len(self.modalities)} modalities "
+                f"({', '.join(self.modalities)})"
             )
         if recipe.alpha > 0 and len(self.modalities) > 1 and not recipe.weights:
             self.meta_step = self._meta_step

@@ -60,9 +60,8 @@ class Batch(NamedTuple):
     x: dict[str, Tensor]  # modality -> [B, ...]
     available: Tensor  # [B, M] bool, columns in the order of the modalities
     y: Tensor  # [B, ...] what is to be predicted
-    extra: Mapping[
-        str, Tensor
-    ] = {}  # [B, ...] each, what else the scores need of a sample, such as the size of its voxels
+    # [B, ...] each, what else the scores need of a sample, such as the size of its voxels
+    extra: Mapping[str, Tensor] = {}
 
     @property
     def size(self) -> int:  # B
@@ -163,7 +162,9 @@ def check_modality(
     present: Tensor,  # [B] bool
     shape: Sequence[int] | None = None,  # of one sample, where it is known
 ) -> None:
-    "One modality of `check_batch`: as many samples as there should be, floating point, of the right shape, finite where present."
+    """One modality of `check_batch`: as many samples as there should be, floating point, of the right shape, finite
+    where present.
+    """
     if values.ndim == 0 or len(values) != len(present):
         raise MetakdError(f"'{name}' has shape {list(values.shape)}, available has {len(present)} samples")
     if values.dtype not in (torch.float32, torch.float16, torch.bfloat16):
@@ -178,7 +179,8 @@ def check_modality(
     where = (bad.flatten(1).any(1) & present).nonzero()
     if where.numel():
         raise MetakdError(
-            f"sample {where[0].item()} has a NaN or infinite value in '{name}'; leave it out, or call the modality absent"
+            f"sample {where[0].item()} has a NaN or infinite value in '{name}'; leave it out, or call the modality "
+            "absent"
         )
 
 # %% ../nbs/00_modalities.ipynb #3ca9ced6
@@ -247,7 +249,8 @@ class CompleteSamples:
         whole = data.available.all(1)
         if not whole.any():
             raise MetakdError(
-                f"{method} needs complete samples to {why}, and no training sample has every modality: add some, or use a method that does without (MetaKD, ShaSpec, NoKD)"
+                f"{method} needs complete samples to {why}, and no training sample has every modality: add some, or "
+                "use a method that does without (MetaKD, ShaSpec, NoKD)"
             )
         self.data, self.shown = data.take(whole), data.available[~whole].cpu()
         if not len(self.shown):
@@ -256,7 +259,9 @@ class CompleteSamples:
     def draw(
         self, n: int, device=None
     ) -> tuple[Batch, Tensor]:  # complete samples, and [n, M] bool, what to leave of them
-        "n at random, the same one several times where need be. The trainer seeds each step, so a run that was resumed draws the same."
+        """n at random, the same one several times where need be. The trainer seeds each step, so a run that was resumed
+        draws the same.
+        """
         batch = self.data.draw(torch.randint(self.data.size, (n,)), int(torch.randint(2**31, ())))
         return batch.to(device), self.shown[torch.randint(len(self.shown), (n,))].to(device)
 

@@ -35,12 +35,12 @@ class MultimodalModel(nn.Module):
         self,
         encoders: Encoders,
         decoder: nn.Module,  # list of levels, each [B, M, C, ...] -> logits [B, ...]
-        impute: Callable[
-            [Tensor, Tensor], Tensor
-        ] = impute_mean,  # fills the holes of the deepest level, or makes of the present modalities whatever the decoder takes (chapter 45)
+        # fills the holes of the deepest level, or makes of the present modalities whatever the decoder takes (chapter
+        # 45)
+        impute: Callable[[Tensor, Tensor], Tensor] = impute_mean,
         impute_skips: Callable[[Tensor, Tensor], Tensor] | None = None,  # and of the others; None: the same
-        shapes: Mapping[str, Sequence[int]]
-        | None = None,  # modality -> shape of one sample, where batches should be checked for it
+        # modality -> shape of one sample, where batches should be checked for it
+        shapes: Mapping[str, Sequence[int]] | None = None,
     ):
         super().__init__()
         self.encoders, self.decoder, self.impute_deepest, self.impute_skips, self.shapes = (
@@ -62,7 +62,9 @@ class MultimodalModel(nn.Module):
         return [*(skips(f, available) for f in features[:-1]), self.impute_deepest(features[-1], available)]
 
     def lesson(self, features: list[Tensor], available: Tensor) -> Tensor | float:  # [], to be minimised
-        "What an imputation that learns (chapter 21) learns from; it moves the imputation alone. 0 for one that does not."
+        """What an imputation that learns (chapter 21) learns from; it moves the imputation alone. 0 for one that does
+        not.
+        """
         return self.impute_deepest.lesson(features[-1], available) if isinstance(self.impute_deepest, Imputer) else 0.0
 
     def decode(self, features: list[Tensor]) -> Tensor:
@@ -94,8 +96,8 @@ def classifier(
     dropout: float = 0.5,
     normalise: bool = True,
     impute: Callable[[Tensor, Tensor], Tensor] = impute_mean,  # chapter 21
-    encoders: Mapping[str, nn.Module]
-    | None = None,  # of your own, for some modalities: [N, *shape] -> [N, feature_size]
+    # of your own, for some modalities: [N, *shape] -> [N, feature_size]
+    encoders: Mapping[str, nn.Module] | None = None,
     scale: bool = True,  # pictures by their training samples (chapter 20)
 ) -> MultimodalModel:
     "One encoder a modality, features of one size, and a fully connected head."
@@ -117,9 +119,8 @@ def segmenter(
     encoders: Literal["shared", "own"] = "shared",  # one for all sequences, or one for each
     widths: Sequence[int] | None = None,  # of `compact`; None: those of `WIDTHS`, about as many parameters either way
     regions: int = 3,
-    impute: Literal[
-        "mean", "zero", "linear", "generator"
-    ] = "mean",  # what stands in for a missing feature at the bottleneck (chapter 21)
+    # what stands in for a missing feature at the bottleneck (chapter 21)
+    impute: Literal["mean", "zero", "linear", "generator"] = "mean",
 ) -> MultimodalModel:
     "A 3D U-Net. Equation (1) has one encoder for all sequences."
     widths = widths or WIDTHS[encoders]

@@ -29,7 +29,8 @@ class LeNet(nn.Module):
         shape: Sequence[int],  # of one input, (channels, height, width)
         feature_size: int = 84,  # C, the width of the result
         normalise: bool = True,  # zero mean and unit variance over C; otherwise a ReLU
-        scale: bool = False,  # give each channel of the inputs the mean 0 and the variance 1 that `setup` measures on training samples
+        # give each channel of the inputs the mean 0 and the variance 1 that `setup` measures on training samples
+        scale: bool = False,
     ):
         super().__init__()
         channels, height, width = shape
@@ -121,13 +122,16 @@ class Encoders(nn.Module):
                 if "more than 1 value per channel" not in str(e):
                     raise
                 raise MetakdError(
-                    f"a single sample of this batch has '{', '.join(self.modalities[i] for i in rows)}', and its encoder has a BatchNorm, which needs two; use another norm (GroupNorm, LayerNorm), or a larger batch"
+                    f"a single sample of this batch has '{', '.join(self.modalities[i] for i in rows)}', and its "
+                    "encoder has a BatchNorm, which needs two; use another norm (GroupNorm, LayerNorm), or a larger "
+                    "batch"
                 ) from None
             parts.append([encoded] if isinstance(encoded, Tensor) else list(encoded))
             for e, first in zip(parts[-1], parts[0]):
                 if e.shape[1:] != first.shape[1:]:
                     raise MetakdError(
-                        f"features of '{self.modalities[group[0]]}' have shape {list(e.shape[1:])}, others {list(first.shape[1:])}: encoders must agree"
+                        f"features of '{self.modalities[group[0]]}' have shape {list(e.shape[1:])}, others "
+                        f"{list(first.shape[1:])}: encoders must agree"
                     )
             sample += rows.values()
             column += [torch.full_like(r, i) for i, r in rows.items()]
@@ -140,7 +144,9 @@ class Encoders(nn.Module):
 
 # %% ../nbs/20_networks.ipynb #3d51aa02
 class Standardise(nn.Module):
-    "Zero mean and unit variance on the training samples, entry by entry; an unknown value (NaN) becomes the mean, an entry that never changes becomes 0."
+    """Zero mean and unit variance on the training samples, entry by entry; an unknown value (NaN) becomes the mean, an
+    entry that never changes becomes 0.
+    """
 
     def __init__(
         self,
@@ -199,7 +205,9 @@ class PatchEmbedding(nn.Module):
 
 
 class VolumeEncoder(nn.Sequential):
-    "A registered volume, less the mean of all, to a feature: two 3D convolutions and a pooling, three times. No norm between them: how much grey matter there is must stay visible."
+    """A registered volume, less the mean of all, to a feature: two 3D convolutions and a pooling, three times. No norm
+    between them: how much grey matter there is must stay visible.
+    """
 
     def __init__(
         self,
@@ -233,7 +241,8 @@ def encoder_for(
     shape: Sequence[int],  # of one input: (columns,), (channels, height, width) or (1, depth, height, width)
     feature_size: int = 84,  # C
     normalise: bool = True,
-    scale: bool = True,  # pictures by their training samples, so that 0..255 and 0..1 are the same; tables and volumes always are
+    # pictures by their training samples, so that 0..255 and 0..1 are the same; tables and volumes always are
+    scale: bool = True,
 ) -> nn.Module:
     "The usual encoder of such an input."
     if len(shape) == 1:
@@ -243,7 +252,8 @@ def encoder_for(
     if len(shape) == 4 and shape[0] == 1:
         return VolumeEncoder(shape, feature_size, normalise)
     raise MetakdError(
-        f"no encoder for inputs of shape {list(shape)}: expected [columns], [channels, height, width] or [1, depth, height, width]; or bring your own"
+        f"no encoder for inputs of shape {list(shape)}: expected [columns], [channels, height, width] or [1, depth, "
+        "height, width]; or bring your own"
     )
 
 # %% ../nbs/20_networks.ipynb #88273e64

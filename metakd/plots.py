@@ -138,8 +138,9 @@ def plot_dots(
     x: str,  # the column of values
     reference: str | None = None,  # the name whose mean becomes a vertical line
     labels: dict[str, str] | None = None,  # what to write for a name
-    points: pd.DataFrame
-    | None = None,  # rows that are drawn one by one beside the means, where it is not those of `rows`: there the interval is over patients and a point is a seed
+    # rows that are drawn one by one beside the means, where it is not those of `rows`: there the interval is over
+    # patients and a point is a seed
+    points: pd.DataFrame | None = None,
 ) -> None:
     "A line of the picture a name, in order of appearance from above: mean, 95 % interval, and every run."
     names, points = list(dict.fromkeys(rows[y])), rows if points is None else points

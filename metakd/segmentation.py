@@ -49,7 +49,9 @@ class CropRecipe(Recipe):
     "How training crops are cut and varied."
 
     window: tuple[int, int, int] = (32, 32, 32)
-    "Voxels of a training crop and of the sliding window. Authors: 80 160 160 (after transposing; here the order is that of the file)."
+    """Voxels of a training crop and of the sliding window. Authors: 80 160 160 (after transposing; here the order is
+    that of the file).
+    """
     crops: int = 4
     "Crops of each case in an epoch. Authors: 1."
     foreground: float = 0.5
@@ -70,7 +72,9 @@ class CropRecipe(Recipe):
 # %% ../nbs/37_segmentation.ipynb #d7c3c537
 @dataclass(frozen=True)
 class SegmentationRecipe(CropRecipe):
-    "What all methods share on four MR sequences. Defaults are for `compact` on two CPU cores; `REFERENCE` has the published values."
+    """What all methods share on four MR sequences. Defaults are for `compact` on two CPU cores; `REFERENCE` has the
+    published values.
+    """
 
     epochs: int = 12
     "Passes over the training cases, `crops` crops of each."
@@ -81,7 +85,9 @@ class SegmentationRecipe(CropRecipe):
     weight_decay: float = 1e-4
     "For the network. Authors: 0."
     drop: float = 1.0
-    "Probability that a training sample has present modalities hidden at random. Authors: always, in the second stage, and the same for a whole batch."
+    """Probability that a training sample has present modalities hidden at random. Authors: always, in the second stage,
+    and the same for a whole batch.
+    """
     drop_from: float = 0.15
     "Part of the training after which hiding begins, 0..1. Authors: 80,000 of 115,000 iterations."
     validate_every: int = 1000
@@ -90,11 +96,17 @@ class SegmentationRecipe(CropRecipe):
     "Keep the last weights, or the best ones on validation data. Published code picks on test data; we never do."
 
     network: Literal["compact", "reference"] = "compact"
-    "`compact`: less than a million parameters, whatever the method. `reference`: the published widths (MetaKD's authors: 43 million)."
+    """`compact`: less than a million parameters, whatever the method. `reference`: the published widths (MetaKD's
+    authors: 43 million).
+    """
     skips: Literal["mean", "zero"] = "zero"
-    "What fills the skips of a missing sequence in MetaKD, NoKD and ShaSpec: equation (2) as at the bottleneck, or zeros. Authors: features of an all-zero image."
+    """What fills the skips of a missing sequence in MetaKD, NoKD and ShaSpec: equation (2) as at the bottleneck, or
+    zeros. Authors: features of an all-zero image.
+    """
     impute: Literal["mean", "zero", "linear", "generator"] = "mean"
-    "What stands in for a missing feature at the bottleneck in MetaKD and NoKD (chapter 21). Paper: the mean of the present ones."
+    """What stands in for a missing feature at the bottleneck in MetaKD and NoKD (chapter 21). Paper: the mean of the
+    present ones.
+    """
     encoders: Literal["shared", "own"] = "shared"
     "Have MetaKD and NoKD one encoder for all sequences, or one for each? Authors: one for all."
     optimizer_name: Literal["adamw", "sgd"] = "adamw"
@@ -106,7 +118,9 @@ class SegmentationRecipe(CropRecipe):
     bce: float = 1.0
     "Weight of the cross-entropy beside Dice, as a mean over regions. Authors: their sum, 3."
     intensities: Literal["quantile", "authors"] = "quantile"
-    "How bright voxels are clipped (chapter 11): at a quantile, whatever the scan's unit, or by the authors' histogram, for integers. Authors: the latter."
+    """How bright voxels are clipped (chapter 11): at a quantile, whatever the scan's unit, or by the authors'
+    histogram, for integers. Authors: the latter.
+    """
 
     def ranges(self) -> dict[str, bool]:
         return super().ranges() | {"momentum": 0 <= self.momentum <= 1, "power": self.power >= 0, "bce": self.bce >= 0}
@@ -115,7 +129,8 @@ class SegmentationRecipe(CropRecipe):
         super().__post_init__()
         if any(w % s for w, s in zip(self.window, STRIDES[self.network])):
             raise MetakdError(
-                f"recipe: a window of {' x '.join(map(str, self.window))} does not suit '{self.network}', whose windows are multiples of {' x '.join(map(str, STRIDES[self.network]))}"
+                f"recipe: a window of {' x '.join(map(str, self.window))} does not suit '{self.network}', whose "
+                f"windows are multiples of {' x '.join(map(str, STRIDES[self.network]))}"
             )
 
     def learning_rate(self, epoch: int, progress: float) -> float:
@@ -134,7 +149,9 @@ class BratsMetaKD(MetaKDRecipe):
     pairs: Literal["sum", "mean"] = "mean"
     "Equation (5) over the M (M - 1) pairs of modalities. Paper: their sum."
     relative: bool = True
-    "Divide equation (5) by the spread of the features, so that features which forget their input gain nothing (chapter 30). Published: no. Each process measures its own samples."
+    """Divide equation (5) by the spread of the features, so that features which forget their input gain nothing
+    (chapter 30). Published: no. Each process measures its own samples.
+    """
     distill_from: float = 0.35
     "Part of the training after which distillation begins, 0..1. Published: 0."
     meta_every: int = 8
@@ -194,17 +211,23 @@ class Brats(Experiment):
     command, paths = "brats", ("data", "split", "cache")
 
     data: Path
-    "A folder of cases in the layout of any BraTS year, of the Decathlon's Task01_BrainTumour, or of the simulated cohort."
+    """A folder of cases in the layout of any BraTS year, of the Decathlon's Task01_BrainTumour, or of the simulated
+    cohort.
+    """
     method: str = "MetaKD"
     "A column of Table 1: U-HeMIS, U-HVED, RobustSeg, mmFormer, ShaSpec, NoKD, MetaKD, or one of your own."
     split: Path | None = None
-    "A JSON file with the lists train, meta, validation and test. None: split.json beside the cases, made where there is none."
+    """A JSON file with the lists train, meta, validation and test. None: split.json beside the cases, made where there
+    is none.
+    """
     cache: Path | None = None
     "Folder for prepared volumes. None: in the user's cache."
     labels: Literal["auto", "brats", "brats2023", "brats2024", "decathlon"] = "auto"
     "The convention of the segmentations. auto: what the files' names say."
     patients: str | None = None
-    "Who is one patient: a CSV file with the columns case and patient, or a regular expression whose first group is the patient. None: patients.csv beside the cases, or the names."
+    """Who is one patient: a CSV file with the columns case and patient, or a regular expression whose first group is
+    the patient. None: patients.csv beside the cases, or the names.
+    """
 
     def __post_init__(self):
         for name in ("data", "split", "cache"):
@@ -232,7 +255,8 @@ class Brats(Experiment):
             )
         if out := [c.name for c in cases if c.label and c.name not in used]:
             warnings.warn(
-                f"{path}: {len(out)} of {len(cases)} cases are in no part of the split and are not used: {first_of(out)}",
+                f"{path}: {len(out)} of {len(cases)} cases are in no part of the split and are not used: "
+                f"{first_of(out)}",
                 MetakdWarning,
                 stacklevel=2,
             )
@@ -281,7 +305,19 @@ class Brats(Experiment):
             test=tested_on(parts["test"]),
         )
         crops = parts["train"].take(torch.arange(parts["train"].size).repeat(recipe.crops))
-        source = f"{self.data}: {', '.join(f'{v.size} {p}' for p, v in parts.items())}, of {len({c.patient for v in parts.values() for c in v.cases})} patients; {'; '.join(map(merged, sorted({c.convention for v in parts.values() for c in v.cases})))}; split {self.split or self.data / 'split.json'}; prepared volumes in {self.cache or cache_dir() / 'brats'}"
+        cases = [case for volumes in parts.values() for case in volumes.cases]
+        source = [
+            f"{self.data}: {', '.join(f'{v.size} {p}' for p, v in parts.items())}",
+            f"of {len({case.patient for case in cases})} patients",
+        ]
+        source = "; ".join(
+            [
+                ", ".join(source),
+                *map(merged, sorted({case.convention for case in cases})),
+                f"split {self.split or self.data / 'split.json'}",
+                f"prepared volumes in {self.cache or cache_dir() / 'brats'}",
+            ]
+        )
         return Prepared(
             method,
             task,
@@ -297,7 +333,9 @@ class Brats(Experiment):
         )
 
     def prepare_test(self, recipe: SegmentationRecipe, about: Mapping, split: Path | None = None) -> Prepared:
-        "The test cases of a run by their names, or those that another split names: which may be of another hospital, and none that the run was trained on."
+        """The test cases of a run by their names, or those that another split names: which may be of another hospital,
+        and none that the run was trained on.
+        """
         names = read_json(split, "a split with the list test") if split else {"test": list(about["split"]["test"])}
         test = self.volumes(
             check_split(
@@ -312,7 +350,8 @@ class Brats(Experiment):
         for name, found in test.survey().items():
             if found["digest"] in seen:
                 raise MetakdError(
-                    f"{name} is the case {seen[found['digest']]}, on which this run was trained or chosen; it cannot be tested on it"
+                    f"{name} is the case {seen[found['digest']]}, on which this run was trained or chosen; it cannot "
+                    "be tested on it"
                 )
         method, task = self.build(recipe, about["scans"]["spacing"])
         return Prepared(
@@ -336,7 +375,9 @@ def tested_on(test: Volumes) -> dict:
 
 
 def held_out(meta: Volumes, validation: Volumes) -> Volumes:
-    "What the outer step draws from: the cases of `meta` that are complete, or else those with two sequences at least; the validation cases where there are none."
+    """What the outer step draws from: the cases of `meta` that are complete, or else those with two sequences at least;
+    the validation cases where there are none.
+    """
     for least in (len(SEQUENCES), 2):
         if (some := meta.available.sum(1) >= least).any():
             return meta.take(some)
@@ -417,7 +458,8 @@ def trained(
         )
         if difference:
             raise MetakdError(
-                f"{out} was trained with another recipe ({difference}; then against now); choose another folder for runs"
+                f"{out} was trained with another recipe ({difference}; then against now); choose another folder for "
+                "runs"
             )
         load_weights(out, p.method)
     else:
@@ -494,7 +536,9 @@ def table1(
     split: str | Path | None = None,
     post: bool = False,  # the authors' post-processing before scoring
 ) -> pd.DataFrame:  # TABLE1
-    "Train and evaluate what is missing of Table 1, and read it all. The recipe and digests of the data are written beside the results, and others are refused."
+    """Train and evaluate what is missing of Table 1, and read it all. The recipe and digests of the data are written
+    beside the results, and others are refused.
+    """
     check_backend(backend)
     out, methods = Path(out), tuple(Brats.methods()) if methods is None else tuple(methods)
     experiment = Brats(data, split=split)
@@ -547,7 +591,9 @@ def table1_summary(
     method: str = "MetaKD",
     higher: bool = True,  # is better
 ) -> pd.DataFrame:  # rows: average, rank, p; columns as in the view
-    "The foot of the paper's table: each average, its rank within the region, and the one-tailed paired p over the 15 subsets that `method` is better."
+    """The foot of the paper's table: each average, its rank within the region, and the one-tailed paired p over the 15
+    subsets that `method` is better.
+    """
     subsets, average, sign = view.drop("average"), view.loc["average"], 1 if higher else -1
     rank = (sign * average).groupby(level=0).rank(ascending=False)
     p = pd.Series(
@@ -564,7 +610,9 @@ def table1_gains(
     cases: pd.DataFrame,  # rows of cases
     method: str = "MetaKD",
 ) -> pd.DataFrame:  # region, against, cases, mean of each, gain, half, p
-    "Each test case's mean over subsets and seeds, method against method: the gain, its 95 % interval over cases, one-tailed paired p. Seeds that both have."
+    """Each test case's mean over subsets and seeds, method against method: the gain, its 95 % interval over cases, one-
+    tailed paired p. Seeds that both have.
+    """
     rows, others = [], [m for m in Brats.methods() if m != method and m in set(cases.method)]
     for region in REGIONS:
         here = cases[cases.region == region]

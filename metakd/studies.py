@@ -68,7 +68,9 @@ class StudyMetaKD(MetaKDRecipe):
     "MetaKD's own numbers in a study."
 
     alpha: float = 3.0
-    "Weight of the distillation term in equation (4). Paper: 0.1, on other data. Chosen on validation data (results/studies_search.csv)."
+    """Weight of the distillation term in equation (4). Paper: 0.1, on other data. Chosen on validation data
+    (results/studies_search.csv).
+    """
     pairs: Literal["sum", "mean"] = "mean"
     "Equation (5) as a mean over pairs, so that alpha does not depend on how many modalities there are."
     meta_every: int = 5
@@ -193,7 +195,9 @@ class Study(Experiment):
     command, paths = "study", ("data",)
 
     data: str = "digits"
-    "digits (six views, chapter 15), alzheimer (four modalities, chapter 15), clinic (simulated, chapter 14), or a folder in ADNI's layout (chapter 13)."
+    """digits (six views, chapter 15), alzheimer (four modalities, chapter 15), clinic (simulated, chapter 14), or a
+    folder in ADNI's layout (chapter 13).
+    """
     method: str = "MetaKD"
     "MeanInput, ZeroFill, HistGradientBoosting, Flex-MoE, NoKD, MetaKD, or one of your own."
     hidden: float = 0.0
@@ -249,7 +253,9 @@ class Study(Experiment):
         )
 
     def prepare_test(self, recipe: StudyRecipe, about: Mapping, split: Path | None = None) -> Prepared:
-        "The test people of a run, or those that another split names; tables get the columns that the training had, in their order."
+        """The test people of a run, or those that another split names; tables get the columns that the training had, in
+        their order.
+        """
         samples, y = self.samples(recipe.seed)
         samples = in_order(samples, about)
         names = read_split(split) if split else {"test": about["split"]["test"]}
@@ -295,7 +301,9 @@ class Study(Experiment):
 
 
 def in_order(samples: Samples, about: Mapping) -> Samples:
-    "The same people with modalities, columns and classes as a run had them. Raises a `MetakdError` where some are missing."
+    """The same people with modalities, columns and classes as a run had them. Raises a `MetakdError` where some are
+    missing.
+    """
     x, columns = {}, about["columns"]
     if [str(c) for c in samples.classes] != about["classes"]:
         raise MetakdError(
@@ -388,7 +396,9 @@ def studies(
     seeds: int = 5,
     workers: int = 2,
 ) -> pd.DataFrame:  # one row a run
-    "Run what is missing of a study, and read it all. The recipe is written beside the results, and another one is refused."
+    """Run what is missing of a study, and read it all. The recipe is written beside the results, and another one is
+    refused.
+    """
     out, chosen = Path(out), tuple(Study.methods() if methods is None else methods)
     everybody = align(*read_study(study.data))  # once, aloud
     setting = {"data": study.data, "hidden": study.hidden, "folds": study.folds, "drop": recipe.drop}
@@ -408,7 +418,9 @@ def studies(
 
 # %% ../nbs/39_studies.ipynb #39c40016
 def shared_part(runs: pd.DataFrame) -> float:  # of one study
-    "How many are tested for one who is not, when each run splits the same people anew (`mean_interval`). A folder's own lists split nothing anew, but then nobody knows what other people would have brought."
+    """How many are tested for one who is not, when each run splits the same people anew (`mean_interval`). A folder's
+    own lists split nothing anew, but then nobody knows what other people would have brought.
+    """
     folds = runs.folds.iloc[0]
     return 1 / (folds - 1) if folds else 0.15 / 0.85
 
@@ -442,8 +454,10 @@ def study_gains(
     runs: pd.DataFrame,  # of one study
     metrics: Sequence[str] = ("balanced_accuracy", "f1", "auc"),
     method: str = "MetaKD",
-) -> pd.DataFrame:  # (other method, metric) by: the mean difference in points, how often it is positive in % of the runs, one-tailed paired p without and with the correction for people that runs share
-    "The method against each other one, run by run."
+) -> pd.DataFrame:  # one row per (other method, metric)
+    """The method against each other one, run by run: the mean difference in points, how often it is positive in % of
+    the runs, and the one-tailed paired p without and with the correction for people that runs share.
+    """
     wide, rows, shared = {m: g.set_index("seed") for m, g in runs.groupby("method")}, {}, shared_part(runs)
     for m in (m for m in Study.methods() if m in wide and m != method):
         for metric in metrics:

@@ -45,7 +45,8 @@ def identifiers(
     "Who stands in a table, checked: one identifier for each row, each once; blanks around a text do not belong to it."
     if isinstance(ids, pd.MultiIndex):
         raise MetakdError(
-            f"'{name}': identifiers have {ids.nlevels} levels ({', '.join(map(str, ids.names))}); make one of them, or set_index to the one that says who"
+            f"'{name}': identifiers have {ids.nlevels} levels ({', '.join(map(str, ids.names))}); make one of them, "
+            "or set_index to the one that says who"
         )
     if ids.hasnans:
         raise MetakdError(f"'{name}': row {int(np.flatnonzero(ids.isna())[0])} has no identifier")
@@ -55,7 +56,8 @@ def identifiers(
         ids = pd.Index([i.strip() if isinstance(i, str) else i for i in ids], name=ids.name)
     if (again := ids[ids.duplicated()]).size:
         raise MetakdError(
-            f"'{name}': identifier {quoted(again[0])} stands in {(ids == again[0]).sum()} rows; keep one row for each person"
+            f"'{name}': identifier {quoted(again[0])} stands in {(ids == again[0]).sum()} rows; keep one row for each "
+            "person"
         )
     return ids
 
@@ -99,14 +101,17 @@ def column_problem(column: pd.Series) -> str | None:
         return "holds complex numbers; keep what is measured, such as their size"
     odd = held[pd.to_numeric(held.astype(object), errors="coerce").isna()]
     return (
-        f"is not numeric, it holds {quoted(odd.iloc[0])} for {quoted(odd.index[0])}; encode it (pandas.get_dummies) or drop it"
+        f"is not numeric, it holds {quoted(odd.iloc[0])} for {quoted(odd.index[0])}; encode it (pandas.get_dummies) "
+        "or drop it"
         if len(odd)
         else None
     )
 
 
 def mixed_numbers(frame: pd.DataFrame, mixed: np.ndarray, name: str) -> np.ndarray:  # float32 [n, columns]
-    "All cells as numbers, the `mixed` columns (not of a number's type) in one go; the first that holds anything else is named."
+    """All cells as numbers, the `mixed` columns (not of a number's type) in one go; the first that holds anything else
+    is named.
+    """
     cells = frame.iloc[:, mixed].to_numpy(object)
     plain = {int, float, bool, str, type(None), type(pd.NA)}
     simple = all(
@@ -143,7 +148,8 @@ def numbers(frame: pd.DataFrame, name: str) -> np.ndarray:  # float32 [n, column
         raise MetakdError(f"'{name}': two columns are called {again[0]!r}")
     if unnamed := [c for c in frame.columns if str(c).strip() == "" or re.fullmatch(r"Unnamed: \d+", str(c))]:
         raise MetakdError(
-            f"'{name}': a column has no name ({unnamed[0]!r}); is it the row numbers of a table that was saved with them? Drop or name it"
+            f"'{name}': a column has no name ({unnamed[0]!r}); is it the row numbers of a table that was saved with "
+            "them? Drop or name it"
         )
     if not frame.shape[1]:
         raise MetakdError(f"'{name}': there is no column beside the identifier")
@@ -154,7 +160,8 @@ def numbers(frame: pd.DataFrame, name: str) -> np.ndarray:  # float32 [n, column
         same = ~(np.nanmax(values, 0) > np.nanmin(values, 0)) if len(values) else np.zeros(values.shape[1], bool)
     if same.any():
         warnings.warn(
-            f"'{name}': {same.sum()} of {same.size} columns are empty or constant and say nothing, such as '{frame.columns[same][0]}'",
+            f"'{name}': {same.sum()} of {same.size} columns are empty or constant and say nothing, such as "
+            f"'{frame.columns[same][0]}'",
             MetakdWarning,
             stacklevel=3,
         )
@@ -190,7 +197,9 @@ def read_view(
     path: str | Path,  # a CSV file; its first column says who, as text
     **options,  # of `pandas.read_csv`, such as na_values; sep and decimal are found out where they are not given
 ) -> pd.DataFrame:
-    "One modality from disk; identifiers stay text, so that 007 is not 7. Raises a `MetakdError` for what is no table with a header."
+    """One modality from disk; identifiers stay text, so that 007 is not 7. Raises a `MetakdError` for what is no table
+    with a header.
+    """
     path, text = Path(path), decoded(Path(path))
     lines = text.splitlines()
     sep = options.pop("sep", None) or separator(lines[0] if lines else "")
@@ -214,7 +223,9 @@ def read_view(
 
 
 def check_rows(path: Path, rows: list[list[str]]) -> None:
-    "Raise a `MetakdError` where a file is no table with a header: empty, without names, with a name twice, or with rows of other lengths."
+    """Raise a `MetakdError` where a file is no table with a header: empty, without names, with a name twice, or with
+    rows of other lengths.
+    """
     if not rows:
         raise MetakdError(f"{path}: is empty; expected a header and a row for each person")
     header = [h.strip() for h in rows[0]]
@@ -231,7 +242,8 @@ def check_rows(path: Path, rows: list[list[str]]) -> None:
     for number, row in enumerate(rows[1:], 2):
         if len(row) != len(header):
             raise MetakdError(
-                f"{path}: row {number} has {len(row)} cells, the header {len(header)}; is the file cut off, or a cell not quoted?"
+                f"{path}: row {number} has {len(row)} cells, the header {len(header)}; is the file cut off, or a cell "
+                "not quoted?"
             )
 
 # %% ../nbs/02_tables.ipynb #7a1e0c10
@@ -259,7 +271,8 @@ class Samples:
         index = self.ids.get_indexer(pd.Index(ids))
         if (index < 0).any():
             raise MetakdError(
-                f"{quoted(pd.Index(ids)[index < 0][0])} is not among the {len(self.ids)} people with a label and a modality"
+                f"{quoted(pd.Index(ids)[index < 0][0])} is not among the {len(self.ids)} people with a label and a "
+                "modality"
             )
         return self.batch.take(torch.from_numpy(index))
 
@@ -275,7 +288,9 @@ def first(ids: pd.Index) -> str:
 
 
 def check_indexes(indexes: Mapping[str, pd.Index]) -> None:
-    "Tables that were read without saying who stands in a row are numbered by pandas; joining those numbers joins strangers."
+    """Tables that were read without saying who stands in a row are numbered by pandas; joining those numbers joins
+    strangers.
+    """
     bare = {
         name: len(i)
         for name, i in indexes.items()
@@ -286,10 +301,12 @@ def check_indexes(indexes: Mapping[str, pd.Index]) -> None:
     (a, n), (b, k) = min(bare.items(), key=lambda item: item[1]), max(bare.items(), key=lambda item: item[1])
     if n != k:
         raise MetakdError(
-            f"'{a}' ({n} rows) and '{b}' ({k} rows) have row numbers and no identifiers; read them with index_col=0, or set_index to the column that says who"
+            f"'{a}' ({n} rows) and '{b}' ({k} rows) have row numbers and no identifiers; read them with index_col=0, "
+            "or set_index to the column that says who"
         )
     warnings.warn(
-        f"{', '.join(bare)} have row numbers and no identifiers: row 0 of each is taken for the same person, and so on; name the index if that is so",
+        f"{', '.join(bare)} have row numbers and no identifiers: row 0 of each is taken for the same person, and so "
+        "on; name the index if that is so",
         MetakdWarning,
         stacklevel=3,
     )
@@ -304,13 +321,15 @@ def check_labels(y: pd.Series) -> None:
     kinds = {type(v) for v in y.tolist()}
     if len(kinds) > 1 and str in kinds:
         raise MetakdError(
-            f"labels are partly text and partly {min(k.__name__ for k in kinds if k is not str)}; write all classes alike"
+            f"labels are partly text and partly {min(k.__name__ for k in kinds if k is not str)}; write all classes "
+            "alike"
         )
     real = getattr(y.dtype, "kind", "O") == "f" and (y % 1 != 0).any()
     classes = y.nunique()
     if real or (len(y) >= 20 and classes > len(y) / 2):
         raise MetakdError(
-            f"labels look like a measurement: {classes} different values, such as {quoted(y.iloc[0])}, for {len(y)} people; expected a class for each person. Cut them into classes, since regression is not there yet"
+            f"labels look like a measurement: {classes} different values, such as {quoted(y.iloc[0])}, for {len(y)} "
+            "people; expected a class for each person. Cut them into classes, since regression is not there yet"
         )
 
 
@@ -342,13 +361,15 @@ def align(
     for m, v in checked.items():
         if len(v.ids) and len(y) and isinstance(v.ids[0], str) != isinstance(y.index[0], str):
             raise MetakdError(
-                f"no identifier of '{m}' has a label: {quoted(v.ids[0])} against {quoted(y.index[0])}, one a text and the other not; read both alike, such as with dtype=str"
+                f"no identifier of '{m}' has a label: {quoted(v.ids[0])} against {quoted(y.index[0])}, one a text and "
+                "the other not; read both alike, such as with dtype=str"
             )
     has = {m: y.index.isin(v.ids) for m, v in checked.items()}
     for m, v in checked.items():
         if not has[m].any():
             raise MetakdError(
-                f"no identifier of '{m}' has a label: {quoted(v.ids[0]) if len(v.ids) else 'nobody'} against {quoted(y.index[0])}; are they written alike?"
+                f"no identifier of '{m}' has a label: {quoted(v.ids[0]) if len(v.ids) else 'nobody'} against "
+                f"{quoted(y.index[0])}; are they written alike?"
             )
         if len(odd := v.ids.difference(y.index, sort=False)):
             warnings.warn(f"'{m}': no label for {first(odd)}; left out", MetakdWarning, stacklevel=2)
@@ -391,7 +412,9 @@ def people_of(ids: pd.Index, groups: Mapping | pd.Series | None) -> np.ndarray: 
         if len(set(people)) < len(people):
             again = pd.Series(people).value_counts().index[0]
             raise MetakdError(
-                f"{again!r} seems to have {(people == again).sum()} rows ({', '.join(quoted(i) for i in ids[people == again][:2])}); say who is one person with groups, a Series from identifier to person"
+                f"{again!r} seems to have {(people == again).sum()} rows "
+                f"({', '.join(quoted(i) for i in ids[people == again][:2])}); say who is one person with groups, a "
+                "Series from identifier to person"
             )
         return people
     without = [i for i in ids if i not in groups]

@@ -34,7 +34,9 @@ class Task:
     def answer(
         self, method: "Method", x: dict[str, Tensor], available: Tensor, subsets: Tensor
     ) -> Tensor:  # [S, B, ...] logits
-        "What the method says from each of `subsets`, [S, M] bool. A task whose samples do not fit into one pass says how to go through them."
+        """What the method says from each of `subsets`, [S, M] bool. A task whose samples do not fit into one pass says
+        how to go through them.
+        """
         return method.predict_subsets(x, available, subsets)
 
     def scores(self, logits: Tensor, y: Tensor) -> dict[str, Tensor]:  # name -> [B, ...]
@@ -54,7 +56,9 @@ class Task:
 
 
 def torchmetric(name: str) -> Callable[[Tensor, Tensor, int], Tensor]:
-    "The mean of one of torchmetrics' functions over the classes that occur: from (probability [N, classes], y [N], classes). NaN where there is nothing to tell apart."
+    """The mean of one of torchmetrics' functions over the classes that occur: from (probability [N, classes], y [N],
+    classes). NaN where there is nothing to tell apart.
+    """
 
     def metric(probability, y, classes):
         from torchmetrics.functional import classification
@@ -69,7 +73,9 @@ def torchmetric(name: str) -> Callable[[Tensor, Tensor, int], Tensor]:
 
 
 def calibration_error(probability: Tensor, y: Tensor, classes: int, bins: int = 15) -> Tensor:  # []
-    "Expected calibration error: how far confidence and accuracy are apart, a mean over bins of confidence weighted by their samples (Guo et al., 2017)."
+    """Expected calibration error: how far confidence and accuracy are apart, a mean over bins of confidence weighted by
+    their samples (Guo et al., 2017).
+    """
     from torchmetrics.functional.classification import multiclass_calibration_error
 
     return multiclass_calibration_error(probability, y, classes, bins)
@@ -97,8 +103,8 @@ class Classification(Task):
         self,
         classes: int,
         metrics: Iterable[str] = ("accuracy",),  # of `known`; the first is the one to select by
-        y: Tensor
-        | None = None,  # labels of training samples: each class then weighs the same in the loss, however rare it is
+        # labels of training samples: each class then weighs the same in the loss, however rare it is
+        y: Tensor | None = None,
     ):
         for m in metrics:
             if m not in self.known:
@@ -121,11 +127,13 @@ class Classification(Task):
     def check(self, y: Tensor) -> None:
         if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool or y.ndim != 1:
             raise MetakdError(
-                f"labels are {y.dtype} {list(y.shape)}, expected one whole number for each sample, 0 to {self.classes - 1}"
+                f"labels are {y.dtype} {list(y.shape)}, expected one whole number for each sample, 0 to "
+                f"{self.classes - 1}"
             )
         if len(y) and not 0 <= y.min() <= y.max() < self.classes:
             raise MetakdError(
-                f"a label is {(y.min() if y.min() < 0 else y.max()).item()}, but the task has the classes 0 to {self.classes - 1}"
+                f"a label is {(y.min() if y.min() < 0 else y.max()).item()}, but the task has the classes 0 to "
+                f"{self.classes - 1}"
             )
 
     def metrics(self, scores: dict[str, Tensor]) -> dict[str, float]:
@@ -153,7 +161,9 @@ def hausdorff95(
 def nest(
     regions: Tensor,  # [..., R, D, H, W] bool, the smaller ones first
 ) -> Tensor:
-    "Every region with all that lies in the smaller ones, as a label map says it that was painted from the largest to the smallest."
+    """Every region with all that lies in the smaller ones, as a label map says it that was painted from the largest to
+    the smallest.
+    """
     return regions.byte().cummax(-4).values.bool()
 
 
@@ -189,11 +199,10 @@ class Segmentation(Task):
         bce: float = 1.0,  # weight of the cross-entropy. The authors' code sums over three regions: 3
         window_batch: int = 1,  # windows in one pass
         nested: bool = True,  # each region lies within the next one
-        post: Callable[[Tensor, float], Tensor]
-        | None = None,  # what is done to an answer before it is scored or written: from regions [R, D, H, W] bool and mm3 of a voxel
-        device: str
-        | torch.device
-        | None = None,  # where the answer for a whole volume is put together; None: where the volume is
+        # what is done to an answer before it is scored or written: from regions [R, D, H, W] bool and mm3 of a voxel
+        post: Callable[[Tensor, float], Tensor] | None = None,
+        # where the answer for a whole volume is put together; None: where the volume is
+        device: str | torch.device | None = None,
     ):
         from monai.losses import DiceLoss
 
@@ -275,8 +284,8 @@ class Segmentation(Task):
         logits: Tensor,  # [B, R, D, H, W]
         y: Tensor,
         spacing: Sequence[float] | None = None,  # mm between voxels of these samples; None: the task's
-        shape: Sequence[int]
-        | None = None,  # of the whole volume, for the distance where an answer is empty; None: that of `y`
+        # of the whole volume, for the distance where an answer is empty; None: that of `y`
+        shape: Sequence[int] | None = None,
     ) -> dict[str, Tensor]:
         from monai.metrics import compute_dice
 
@@ -352,7 +361,9 @@ def check_type(
     value,
     hint,  # of a dataclass's field
 ) -> None:
-    "Raise a `MetakdError` where a value is none of a `Literal`'s, or no number where one is expected. Dataclasses do not look."
+    """Raise a `MetakdError` where a value is none of a `Literal`'s, or no number where one is expected. Dataclasses do
+    not look.
+    """
     plain = {int: numbers.Integral, float: numbers.Real, bool: bool, str: str}
     if get_origin(hint) is Literal and value not in get_args(hint):
         raise MetakdError(f"{name} = {value!r}: choose {', '.join(map(str, get_args(hint)))}")
@@ -367,7 +378,9 @@ def check_type(
 
 @dataclass(frozen=True)
 class Recipe:
-    "The hyper-parameters that every run has. Defaults are those of the paper on AudioVision-MNIST (arXiv 2405.07155) where they were published."
+    """The hyper-parameters that every run has. Defaults are those of the paper on AudioVision-MNIST (arXiv 2405.07155)
+    where they were published.
+    """
 
     epochs: int = 60
     "Passes over the training data. Paper: 60."
@@ -410,7 +423,9 @@ class Recipe:
                 raise MetakdError(f"recipe: {name} = {getattr(self, name)} is out of its range")
 
     def learning_rate(self, epoch: int, progress: float) -> float:
-        "Of the network, at a step: the epoch counts from 0, `progress` is the part of the training that is done. Here: constant."
+        """Of the network, at a step: the epoch counts from 0, `progress` is the part of the training that is done.
+        Here: constant.
+        """
         return self.lr
 
     def optimizer(self, parameters) -> torch.optim.Optimizer:

@@ -143,7 +143,9 @@ def save_weights(folder: Path, method: Method, recipe: Recipe) -> None:
 
 
 def load_weights(folder: str | Path, method: Method) -> Method:
-    "Read weights.safetensors into a method of the same shapes, or those of the newest checkpoint where the training has not ended. It answers without dropout afterwards."
+    """Read weights.safetensors into a method of the same shapes, or those of the newest checkpoint where the training
+    has not ended. It answers without dropout afterwards.
+    """
     path, kept = Path(folder) / "weights.safetensors", latest_checkpoint(Path(folder))
     if not path.exists() and kept:
         path = kept / path.name
@@ -169,7 +171,8 @@ def load_weights(folder: str | Path, method: Method) -> Method:
     for name, v in weights.items():
         if v.shape != own[name].shape:
             raise MetakdError(
-                f"{path}: {name} has shape {list(v.shape)}, this model expects {list(own[name].shape)}; is it another recipe?"
+                f"{path}: {name} has shape {list(v.shape)}, this model expects {list(own[name].shape)}; is it another "
+                "recipe?"
             )
     method.load_state_dict(weights)
     return method.eval()
@@ -203,7 +206,8 @@ def save_checkpoint(
         shutil.rmtree(temporary, ignore_errors=True)
         kept = latest_checkpoint(out)
         raise MetakdError(
-            f"{final}: the checkpoint could not be written ({e}); {f'the one before it is whole: {kept}' if kept else 'there is none before it'}"
+            f"{final}: the checkpoint could not be written ({e}); "
+            f"{f'the one before it is whole: {kept}' if kept else 'there is none before it'}"
         ) from None
     for old in (out / "checkpoints").glob("step-*"):
         if old != final:
@@ -217,14 +221,17 @@ def load_checkpoint(folder: Path, method: Method, recipe: Recipe) -> dict:  # th
     before = saved.get("epochs")
     if isinstance(before, int) and before < recipe.epochs:
         warnings.warn(
-            f"{folder.parent.parent}: trained for {before} epochs so far, now for {recipe.epochs}: whatever depends on the part of the training that is done (learning rate, hiding, distillation) now counts {before} epochs as {before / recipe.epochs:.0%}",
+            f"{folder.parent.parent}: trained for {before} epochs so far, now for {recipe.epochs}: whatever depends "
+            f"on the part of the training that is done (learning rate, hiding, distillation) now counts {before} "
+            f"epochs as {before / recipe.epochs:.0%}",
             MetakdWarning,
             stacklevel=2,
         )
         saved["epochs"] = recipe.epochs
     if difference := recipe_difference(saved, now):
         raise MetakdError(
-            f"{folder} belongs to another recipe ({difference}; checkpoint against now); use the recipe it was made with, or another folder"
+            f"{folder} belongs to another recipe ({difference}; checkpoint against now); use the recipe it was made "
+            "with, or another folder"
         )
     load_weights(folder, method)
     try:
@@ -276,7 +283,9 @@ def make_accelerator(precision: str = "no", out: Path | None = None) -> Accelera
 
 
 def seed_step(seed: int, device: torch.device) -> None:
-    "Seed what dropout draws from. `torch.manual_seed` also queues a call for every other kind of device, which costs a tenth of a small step."
+    """Seed what dropout draws from. `torch.manual_seed` also queues a call for every other kind of device, which costs
+    a tenth of a small step.
+    """
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)
@@ -489,19 +498,23 @@ def read_run(folder: str | Path) -> dict:
     said = read_json(Path(folder) / RUN, "the folder of a training")
     if said.get("format") != 2 or not all(isinstance(said.get(k), dict) for k in ("about", "training", "versions")):
         raise MetakdError(
-            f"{Path(folder) / RUN}: not what this version of metakd writes; train again, or read it with the version that wrote it"
+            f"{Path(folder) / RUN}: not what this version of metakd writes; train again, or read it with the version "
+            "that wrote it"
         )
     return said
 
 
 def check_run(out: Path, now: dict) -> None:
-    "Raise a `MetakdError` where a folder's run was made of something else. Who calls `train` without `about` is asked about the method and the data alone."
+    """Raise a `MetakdError` where a folder's run was made of something else. Who calls `train` without `about` is asked
+    about the method and the data alone.
+    """
     then, now = read_run(out), json.loads(json_bytes(now))
     about = [{k: v for k, v in said["about"].items() if k != "paths"} for said in (then, now)]
     found = (differences(*about) if all(about) else []) + differences(then["training"], now["training"])
     if found:
         raise MetakdError(
-            f"{out} belongs to another experiment ({'; '.join(found[:4])}{'; ...' if len(found) > 4 else ''}); choose another folder"
+            f"{out} belongs to another experiment ({'; '.join(found[:4])}{'; ...' if len(found) > 4 else ''}); choose "
+            "another folder"
         )
     other = differences(then["versions"], now["versions"])
     if other:
@@ -562,14 +575,20 @@ def train(
     meta: Source | None = None,  # D_v of equation (4); None: `validation`
     watch: Callable[[Method], dict[str, float]] | None = None,  # more numbers for the row of each epoch
     about: Mapping = {},  # what a later command must know of the run: goes into experiment.json
-) -> pd.DataFrame:  # one row for each epoch: epoch, step, seconds, loss, what the method logs, the validation metric; `.attrs`: seconds `stepping` (validation apart), and of those `waited` for data
-    "Train a method; it holds the chosen weights afterwards. The same call with `resume=True` continues a run that stopped."
+) -> pd.DataFrame:  # one row per epoch
+    """Train a method; it holds the chosen weights afterwards. The same call with `resume=True` continues a run that
+    stopped.
+
+    Columns of the result: epoch, step, seconds, loss, what the method logs, the validation metric. Its `attrs`: seconds
+    `stepping` (validation apart), and of those `waited` for data.
+    """
     out, meta = Path(out) if out is not None else None, validation if meta is None else meta
     if not checkpoint_seconds >= 0:
         raise MetakdError(f"checkpoint_seconds = {checkpoint_seconds}: expected 0 or more")
     if getattr(method, "recipe", recipe) != recipe:
         raise MetakdError(
-            f"the method was built with another recipe ({recipe_difference(asdict(method.recipe), asdict(recipe))}; its own against this one); train it with its own"
+            f"the method was built with another recipe ({recipe_difference(asdict(method.recipe), asdict(recipe))}; "
+            "its own against this one); train it with its own"
         )
     for source in (data, validation, *([meta] if method.meta_step and meta is not validation else [])):
         source.check(method.modalities, method.shapes)
@@ -578,12 +597,14 @@ def train(
     if not method.optimizers:
         if out:
             raise MetakdError(
-                f"{type(method).__name__} cannot be written to {out}: what it learns is not in its weights; train it without a folder"
+                f"{type(method).__name__} cannot be written to {out}: what it learns is not in its weights; train it "
+                "without a folder"
             )
         return train_at_once(method, task, data, validation, tested)
     if method.meta_step and not (meta.available.sum(1) > 1).any():
         raise MetakdError(
-            "the meta step compares modalities, and no held-out sample has two of them; pass some that have as `meta`, or set alpha to 0"
+            "the meta step compares modalities, and no held-out sample has two of them; pass some that have as "
+            "`meta`, or set alpha to 0"
         )
     if out is None:
         return train_steps(

@@ -29,7 +29,8 @@ main({args!r})
 def two_processes(script: Path, text: str) -> str:  # what they printed
     "Run a script in two processes on the CPU (`accelerate launch --cpu` would start one, unless MPI is there)."
     script.write_text(
-        f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n{text}\nimport torch\nif torch.distributed.is_initialized(): torch.distributed.destroy_process_group()\n"
+        f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n{text}\nimport torch\nif "
+        "torch.distributed.is_initialized(): torch.distributed.destroy_process_group()\n"
     )  # threads of a group that is left open may abort the interpreter's end
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))

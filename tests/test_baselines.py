@@ -1,4 +1,6 @@
-"What every compared method must stand: kill and resume, half precision, several processes, incomplete data, any number of modalities; and a new method in ten lines."
+"""What every compared method must stand: kill and resume, half precision, several processes, incomplete data, any
+number of modalities; and a new method in ten lines.
+"""
 
 import os
 import signal

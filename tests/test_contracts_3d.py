@@ -1,4 +1,6 @@
-"Segmentation goes through the same contracts: MONAI blocks, two levels, a shared encoder, four sequences, per-sample holes."
+"""Segmentation goes through the same contracts: MONAI blocks, two levels, a shared encoder, four sequences, per-sample
+holes.
+"""
 
 from dataclasses import replace
 

@@ -108,8 +108,12 @@ def test_full_disk_keeps_the_last_good_checkpoint(tmp_path):
     script = f"""
 import resource, sys
 from metakd.cli import main
-resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))  # weights are larger than that: every write of them fails half-way, as on a full disk
-main(["train", "audiovision", "--out", {str(out)!r}, "--rate", "0.2", "--recipe.epochs", "3", "--checkpoint-seconds", "0", "--resume"])
+# weights are larger than that: every write of them fails half-way, as on a full disk
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+main(
+    ["train", "audiovision", "--out", {str(out)!r}, "--rate", "0.2"]
+    + ["--recipe.epochs", "3", "--checkpoint-seconds", "0", "--resume"]
+)
 """
     done = subprocess.run([sys.executable, "-c", script], env=ENV, capture_output=True, text=True, timeout=240)
     assert done.returncode == 2, done.stderr[-2000:]
@@ -121,7 +125,8 @@ main(["train", "audiovision", "--out", {str(out)!r}, "--rate", "0.2", "--recipe.
 
 
 def test_two_processes_give_the_losses_of_one(tmp_path):
-    # Each process draws its own dropout masks and measures its own spread, so equality is a statement about dropout 0 and the published equation (5).
+    # Each process draws its own dropout masks and measures its own spread, so equality is a statement about dropout 0
+    # and the published equation (5).
     options = (
         "--recipe.dropout",
         "0",

@@ -1,4 +1,5 @@
-"""Damaged files, made by the hundred: every loader either reads what is there or says in a `MetakdError` what is wrong. No traceback, and no file accepted that was cut off.
+"""Damaged files, made by the hundred: every loader either reads what is there or says in a
+`MetakdError` what is wrong. No traceback, and no file accepted that was cut off.
 
 METAKD_FUZZ says how many examples there are in all; 300 where it says nothing."""
 

@@ -1,4 +1,6 @@
-"Segmentation as a whole program: killed and resumed, interrupted while predicting, in two processes, with scans that are wrong."
+"""Segmentation as a whole program: killed and resumed, interrupted while predicting, in two processes, with scans that
+are wrong.
+"""
 
 import os
 import signal

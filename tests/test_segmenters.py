@@ -1,4 +1,6 @@
-"Every column of Table 1 keeps the promises of the others: any subset, nothing absent read, killed and resumed, two processes, predict."
+"""Every column of Table 1 keeps the promises of the others: any subset, nothing absent read, killed and resumed, two
+processes, predict.
+"""
 
 import json
 import multiprocessing

@@ -1,4 +1,6 @@
-"Methods for modalities of any shape: nothing absent read, kill and resume, several processes; and the command line from a folder to a table."
+"""Methods for modalities of any shape: nothing absent read, kill and resume, several processes; and the command line
+from a folder to a table.
+"""
 
 import os
 import signal
@@ -29,8 +31,8 @@ def recipe(name, **changes):
     return Study(method=name).recipe_type()(**{**SMALL, **own, **changes})
 
 
-def fit(name, out=None, own={}, **options):
-    p = Study("alzheimer", name, 0.3, 5).prepare(recipe(name, **own))
+def fit(name, out=None, own=None, **options):
+    p = Study("alzheimer", name, 0.3, 5).prepare(recipe(name, **(own or {})))
     train(
         p.method,
         p.task,

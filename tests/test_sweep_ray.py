@@ -1,4 +1,6 @@
-"A sweep through Ray. The last file, so that Ray starts when little else is running: it gives its own processes 30 seconds."
+"""A sweep through Ray. The last file, so that Ray starts when little else is running: it gives its own processes 30
+seconds.
+"""
 
 import sys
 

@@ -1,4 +1,6 @@
-"Nothing lost, nothing wrong in silence: what users do one step beside the path. The command line in this process; each test is one promise."
+"""Nothing lost, nothing wrong in silence: what users do one step beside the path. The command line in this process;
+each test is one promise.
+"""
 
 import io
 import json
@@ -604,7 +606,7 @@ def test_one_flipped_bit_is_seen(cohort, tmp_path):
     case = find_cases(cohort)[0]
     good, rng = case.images["flair"].path.read_bytes(), np.random.default_rng(0)
     right = read_nifti(case.images["flair"].path).values
-    for k in range(40):
+    for _ in range(40):
         bad, at = bytearray(good), int(rng.integers(10, len(good)))
         bad[at] ^= 1 << int(rng.integers(8))
         path = tmp_path / "bad_flair.nii.gz"
@@ -710,7 +712,8 @@ if __name__ == "__main__":
     from metakd import experiments
     from metakd.experiments import AudioVisionRecipe, table2, table2_jobs
     experiments.CLASSIFIERS |= CLASSIFIERS
-    runs = table2({str(tmp_path / "out")!r}, AudioVisionRecipe(epochs=1), table2_jobs(("Doubt",), (0.2,), 2, (("paper", "random"),), ("image",)), workers=2)
+    jobs = table2_jobs(("Doubt",), (0.2,), 2, (("paper", "random"),), ("image",))
+    runs = table2({str(tmp_path / "out")!r}, AudioVisionRecipe(epochs=1), jobs, workers=2)
     print(runs.method.tolist())
 """
     )

@@ -156,7 +156,9 @@ def hidden_error(
 
 # %% ../../nbs/40_autoencoder.ipynb #79bf1415
 class AutoEncoder(Supervised):
-    "A generator learns from complete samples to draw what is missing; then a classifier learns from real and drawn inputs together."
+    """A generator learns from complete samples to draw what is missing; then a classifier learns from real and drawn
+    inputs together.
+    """
 
     def __init__(
         self, model: MultimodalModel, generator: Generator, task: Task, recipe: AutoEncoderRecipe, **parts: nn.Module

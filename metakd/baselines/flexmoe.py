@@ -35,7 +35,8 @@ class Bank(nn.Module):
         super().__init__()
         if modalities > 10:
             raise MetakdError(
-                f"Flex-MoE's bank has an entry for each combination of modalities; {modalities} of them are too many, 10 is the limit"
+                f"Flex-MoE's bank has an entry for each combination of modalities; {modalities} of them are too many, "
+                "10 is the limit"
             )
         self.tokens = nn.Parameter(0.02 * torch.randn(2**modalities, modalities, width, patches))
 
@@ -133,7 +134,9 @@ class FlexMoERecipe(Recipe):
     width: int = 128
     "Of a token. Their code: 128."
     patches: int = 1
-    "Tokens a modality. Their code: 16. One linear layer makes all of them, and a mean over them leaves the modality: with 3 to 124 columns that forgets which column was which, and validation chose 1 (results/studies_search.csv)."
+    """Tokens a modality. Their code: 16. One linear layer makes all of them, and a mean over them leaves the modality:
+    with 3 to 124 columns that forgets which column was which, and validation chose 1 (results/studies_search.csv).
+    """
     experts: int = 16
     "Their code: 16."
     top: int = 4

@@ -68,7 +68,9 @@ class GANRecipe(AutoEncoderRecipe):
     noise: int = 16
     "Random numbers that the generator draws from. Published: ?"
     l1_weight: float = 0.3
-    "Of the L1 error, summed over an input's entries, beside the adversarial loss. Published: ? (pix2pix: 100 on the mean; 0.3 is 120 there for an MFCC, 235 for a picture)"
+    """Of the L1 error, summed over an input's entries, beside the adversarial loss. Published: ? (pix2pix: 100 on the
+    mean; 0.3 is 120 there for an MFCC, 235 for a picture)
+    """
 
     def ranges(self) -> dict[str, bool]:
         return super().ranges() | {"noise": self.noise >= 0, "l1_weight": self.l1_weight >= 0}

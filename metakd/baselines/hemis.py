@@ -61,7 +61,9 @@ class PlainEncoder(nn.Module):
 
 
 class ResizeDecoder(nn.Module):
-    "From fused features at every level: trilinear resizing, concatenation, two convolutions of which the second halves the channels."
+    """From fused features at every level: trilinear resizing, concatenation, two convolutions of which the second
+    halves the channels.
+    """
 
     def __init__(
         self,

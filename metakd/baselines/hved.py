@@ -25,7 +25,9 @@ def product_of_experts(
     features: Tensor,  # [B, M, 2 C, ...]: means, and logarithms of variances
     available: Tensor,  # [B, M] bool
 ) -> Normal:  # [B, C, ...]
-    "The posterior: present experts times a standard normal prior. Logarithms are cut at 10 (the public code: at 50), which no expert reaches that has learnt anything."
+    """The posterior: present experts times a standard normal prior. Logarithms are cut at 10 (the public code: at 50),
+    which no expert reaches that has learnt anything.
+    """
     mean, log_variance = features.float().chunk(2, 2)
     precision = torch.exp(-log_variance.clamp(-10, 10)) * expand_to(available, mean)
     variance = 1 / (1 + precision.sum(1))

@@ -75,7 +75,8 @@ class FormerEncoder(nn.Module):
             levels.append(x)
         if x.shape[2:] != self.grid:
             raise MetakdError(
-                f"mmFormer was built for {' x '.join(map(str, self.grid))} positions at the bottom, this window has {' x '.join(map(str, x.shape[2:]))}: it knows windows of one size"
+                f"mmFormer was built for {' x '.join(map(str, self.grid))} positions at the bottom, this window has "
+                f"{' x '.join(map(str, x.shape[2:]))}: it knows windows of one size"
             )
         tokens = self.attention(self.embed(x).flatten(2).transpose(1, 2))
         return [*levels, tokens.transpose(1, 2).unflatten(2, self.grid)]

@@ -197,7 +197,9 @@ class RobustSeg(Supervised):
         }
 
 # %% ../../nbs/47_robustseg.ipynb #030c8d93
-SIZES = {  # content widths; of the appearance encoder: widths, first kernel; of the image decoder: blocks, hidden, kernel, last kernel
+# content widths; of the appearance encoder: widths, first kernel; of the image decoder: blocks, hidden, kernel, last
+# kernel
+SIZES = {
     "compact": ((8, 12, 16, 24), (4, 8, 8, 8, 8), 3, 1, 32, 3, 3),
     "reference": ((16, 32, 64, 128), (32, 64, 128, 128, 128), 7, 4, 128, 5, 7),
 }

@@ -120,7 +120,9 @@ class ShaSpecRecipe(Recipe):
     name_modality: float = 0.02
     "Weight of naming the modality from the specific feature. ShaSpec: 0.02."
     missing: Literal["mean", "first"] = "mean"
-    "Which shared features stand in for a missing modality: the mean of the present ones (the paper) or the first (its code)."
+    """Which shared features stand in for a missing modality: the mean of the present ones (the paper) or the first (its
+    code).
+    """
 
     def ranges(self) -> dict[str, bool]:
         return super().ranges() | {k: getattr(self, k) >= 0 for k in ("align", "name_modality")}

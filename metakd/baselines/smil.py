@@ -108,7 +108,9 @@ class RegularisedHead(nn.Module):
 
 # %% ../../nbs/43_smil.ipynb #4f5aba34
 class SMILModel(MultimodalModel):
-    "The main network and the auxiliary ones; `forward` knows the outer loss's way too, so that it can be called with other parameters."
+    """The main network and the auxiliary ones; `forward` knows the outer loss's way too, so that it can be called with
+    other parameters.
+    """
 
     def __init__(self, encoders: Encoders, head: ConcatHead, feature_size: int, hidden: int, priors: int, shapes=None):
         m = len(encoders.modalities)
@@ -146,13 +148,19 @@ class SMILRecipe(Recipe):
     priors: int = 10
     "k-means centres of a modality. SMIL's code: 10."
     warm_up: float = 0.3
-    "Part of the training before there are priors, with the task's loss alone. Published: separate training of each network, of other lengths."
+    """Part of the training before there are priors, with the task's loss alone. Published: separate training of each
+    network, of other lengths.
+    """
     inner_lr: float = 1e-3
     "Step size of the inner loop. SMIL's code: 1e-3, divided by ten every 1000 of 8000 steps; here constant."
     complete_batch: float = 0.25
-    "Complete samples that the outer loss draws, as a part of the batch. SMIL's code: 1, from many more samples than a twentieth of 900."
+    """Complete samples that the outer loss draws, as a part of the batch. SMIL's code: 1, from many more samples than a
+    twentieth of 900.
+    """
     consistency: float = 0.01
-    "Weight of the distance between clean and perturbed features. SMIL's code: 0.01. (Its weight decay is 1e-4; here all methods share theirs.)"
+    """Weight of the distance between clean and perturbed features. SMIL's code: 0.01. (Its weight decay is 1e-4; here
+    all methods share theirs.)
+    """
 
     def ranges(self) -> dict[str, bool]:
         return super().ranges() | {

@@ -26,17 +26,21 @@ def read_array(path: Path, dims: tuple[int, ...]) -> np.ndarray:
         values = values[next(iter(values.files))] if hasattr(values, "files") else values
     except Exception as e:
         raise MetakdError(
-            f"{path}: not readable as a NumPy array ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else 'empty'})"
+            f"{path}: not readable as a NumPy array ({type(e).__name__}: "
+            f"{str(e).splitlines()[0] if str(e) else 'empty'})"
         ) from None
     if values.dtype.kind not in "iufb" or values.ndim not in dims or not values.size:
         raise MetakdError(
-            f"{path} holds {values.dtype} of shape {list(values.shape)}; expected numbers with {' or '.join(map(str, dims))} axes"
+            f"{path} holds {values.dtype} of shape {list(values.shape)}; expected numbers with "
+            f"{' or '.join(map(str, dims))} axes"
         )
     return values
 
 
 def read_image(folder: Path) -> View:
-    "The newest grey-matter map of each patient: [n, 1, x, y, z], or [n, voxels] where nothing says where the voxels lie."
+    """The newest grey-matter map of each patient: [n, 1, x, y, z], or [n, voxels] where nothing says where the voxels
+    lie.
+    """
     maps, names, mask = (folder / f for f in ("ADNI_G.npy", "ADNI_subj.txt", "ADNI_mask.npy"))
     if not maps.exists() or not names.exists():
         raise MetakdError(f"{folder}: expected ADNI_G.npy and ADNI_subj.txt")
@@ -102,7 +106,8 @@ def read_table(folder: Path, name: str) -> pd.DataFrame:
         odd = table[~table.isin([0, 1, 2]) & table.notna()].stack().dropna()
         if len(odd):
             raise MetakdError(
-                f"'genomic': {odd.index[0][1]} of patient {odd.index[0][0]!r} is {odd.iloc[0]}; a genotype is 0, 1 or 2 copies, or empty"
+                f"'genomic': {odd.index[0][1]} of patient {odd.index[0][0]!r} is {odd.iloc[0]}; a genotype is 0, 1 or "
+                "2 copies, or empty"
             )
     return table
 
@@ -115,7 +120,8 @@ def read_adni(
     labels = read_view(folder / "label.csv")
     if "DIAGNOSIS" not in labels:
         raise MetakdError(
-            f"{folder / 'label.csv'}: expected the columns PTID and DIAGNOSIS, found {', '.join(map(str, labels.columns)) or 'none'}"
+            f"{folder / 'label.csv'}: expected the columns PTID and DIAGNOSIS, found "
+            f"{', '.join(map(str, labels.columns)) or 'none'}"
         )
     y = labels["DIAGNOSIS"].dropna()
     if len(odd := y[~y.isin([1, 2, 3])]):

@@ -125,7 +125,8 @@ def check_recordings(paths: Sequence[Path]) -> None:
     missing = [n for n in known if parse_name(n)[1] in speakers and n not in names]
     if missing:
         raise MetakdError(
-            f"{paths[0].parent}: {len(missing)} recordings are missing, the first is {missing[0]}; copy the whole data set"
+            f"{paths[0].parent}: {len(missing)} recordings are missing, the first is {missing[0]}; copy the whole "
+            "data set"
         )
     listed = [p for p in paths if p.name in known]
     with ThreadPoolExecutor() as pool:
@@ -133,7 +134,8 @@ def check_recordings(paths: Sequence[Path]) -> None:
     for path, digest in zip(listed, digests):
         if digest != known[path.name]:
             raise MetakdError(
-                f"{path}: checksum {digest[:12]}… differs from {known[path.name][:12]}… in the manifest; fetch the file again"
+                f"{path}: checksum {digest[:12]}… differs from {known[path.name][:12]}… in the manifest; fetch the "
+                "file again"
             )
 
 
@@ -167,7 +169,8 @@ def download(
     except (OSError, ValueError) as e:
         done = len(list((folder / "recordings").glob("*.wav")))
         raise MetakdError(
-            f"the download broke off after {done} of {len(manifest())} recordings ({e}); run it again, nothing is fetched twice"
+            f"the download broke off after {done} of {len(manifest())} recordings ({e}); run it again, nothing is "
+            "fetched twice"
         ) from None
     return folder
 
@@ -302,7 +305,9 @@ def mfcc(
     waves: Sequence[np.ndarray],  # each [samples] at 8 kHz
     front_end: FrontEnd,
 ) -> np.ndarray:  # [N, coefficients, frames] float32
-    "MFCC of many waves at once; equal to `scale` times `librosa.feature.mfcc` of each, padded with zeros or cut to `frames`."
+    """MFCC of many waves at once; equal to `scale` times `librosa.feature.mfcc` of each, padded with zeros or cut to
+    `frames`.
+    """
     fe = front_end
     waves = [w[:: fe.step] for w in waves]
     lengths = np.array([len(w) for w in waves])
@@ -424,7 +429,8 @@ def load(
         raise MetakdError(f"{folder}: no recording of the digit {(counts == 0).nonzero()[0].item()}")
     if counts.max() > 500:
         raise MetakdError(
-            f"{folder}: {counts.max().item()} recordings of one digit, but there are only 500 pictures of it; name fewer speakers"
+            f"{folder}: {counts.max().item()} recordings of one digit, but there are only 500 pictures of it; name "
+            "fewer speakers"
         )
     pixels, digits = images()
     drawn = torch.randperm(len(digits), generator=torch.Generator().manual_seed(0))

@@ -168,7 +168,9 @@ def scan(
     where: str | Path | Sequence[Path],  # a folder, or some files
     labels: bool = True,  # look for segmentations too
 ) -> tuple[list[Case], list[str]]:  # cases in the order of their names, and what is wrong with the others
-    "Every case in a folder of any BraTS year, or of the Decathlon's Task01_BrainTumour. What had to be guessed is a warning."
+    """Every case in a folder of any BraTS year, or of the Decathlon's Task01_BrainTumour. What had to be guessed is a
+    warning.
+    """
     if isinstance(where, (str, Path)):
         folder = Path(where)
         if not folder.is_dir():
@@ -204,7 +206,9 @@ def first_of(paths: Sequence) -> str:
 
 
 def besides(found: dict, others: Sequence[Path]) -> tuple[dict, list[Path]]:
-    "Files whose names say nothing, by the case that they lie beside: the only one of their folder, or the one that their name begins with. And those that lie beside none."
+    """Files whose names say nothing, by the case that they lie beside: the only one of their folder, or the one that
+    their name begins with. And those that lie beside none.
+    """
     beside, lost = {}, []
     for path in others:
         here = [key for key, files in found.items() if any(p.parent == path.parent for _, p in files)]
@@ -231,7 +235,8 @@ def case_of(
         return None
     if set(kinds) == {"seg"}:
         problems.append(
-            f"{name}: a segmentation and no images ({kinds['seg'][0]}); expected at least one of {', '.join(SEQUENCES)} beside it"
+            f"{name}: a segmentation and no images ({kinds['seg'][0]}); expected at least one of "
+            f"{', '.join(SEQUENCES)} beside it"
         )
         return None
     label = kinds["seg"][0] if "seg" in kinds else guessed_label(name, beside, problems) if labels else None
@@ -246,7 +251,9 @@ def case_of(
 
 
 def guessed_label(name: str, beside: Sequence[Path], problems: list[str]) -> Path | None:
-    "A segmentation with a name of its own beside the images: the only file that looks like one, with a warning that says so."
+    """A segmentation with a name of its own beside the images: the only file that looks like one, with a warning that
+    says so.
+    """
 
     def like(path: Path) -> bool:
         own = words(NIFTI.fullmatch(path.name)["stem"]).removeprefix(words(name)) if NIFTI.fullmatch(path.name) else ""
@@ -255,7 +262,8 @@ def guessed_label(name: str, beside: Sequence[Path], problems: list[str]) -> Pat
     candidates = [p for p in beside if like(p)]
     if len(candidates) > 1:
         problems.append(
-            f"{name}: {' and '.join(p.name for p in candidates)} may each be its segmentation; rename the right one to {name}_seg.nii.gz"
+            f"{name}: {' and '.join(p.name for p in candidates)} may each be its segmentation; rename the right one "
+            f"to {name}_seg.nii.gz"
         )
     if len(candidates) != 1:
         return None
@@ -264,7 +272,9 @@ def guessed_label(name: str, beside: Sequence[Path], problems: list[str]) -> Pat
 
 
 def told_apart(cases: Sequence[tuple[Path, Case]]) -> list[Case]:
-    "Cases of one name in several folders are several patients; each gets the part of its path that the others do not have."
+    """Cases of one name in several folders are several patients; each gets the part of its path that the others do not
+    have.
+    """
     same: dict[str, list[tuple[Path, Case]]] = {}
     for folder, case in cases:
         same.setdefault(case.name.lower(), []).append((folder, case))
@@ -280,7 +290,8 @@ def told_apart(cases: Sequence[tuple[Path, Case]]) -> list[Case]:
                 for (folder, case), own in zip(group, parts)
             ]
             warnings.warn(
-                f"{', '.join(c.name for _, c in group)}: of one name in several folders, and read as different patients; if they are one, put their files into one folder",
+                f"{', '.join(c.name for _, c in group)}: of one name in several folders, and read as different "
+                "patients; if they are one, put their files into one folder",
                 MetakdWarning,
                 stacklevel=3,
             )
@@ -295,7 +306,8 @@ def scan_decathlon(folder: Path) -> tuple[list[Case], list[str]]:
         channels = {DECATHLON[v.lower()]: int(k) for k, v in description["modality"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise MetakdError(
-            f"{folder / 'dataset.json'}: its modalities cannot be read ({type(e).__name__}: {e}); expected FLAIR, T1w, t1gd and T2w"
+            f"{folder / 'dataset.json'}: its modalities cannot be read ({type(e).__name__}: {e}); expected FLAIR, "
+            "T1w, t1gd and T2w"
         ) from None
     files = sorted(p for part in ("imagesTr", "imagesTs") for p in (folder / part).glob("*") if NIFTI.fullmatch(p.name))
     cases, problems = {}, []
@@ -316,9 +328,8 @@ def scan_decathlon(folder: Path) -> tuple[list[Case], list[str]]:
 def find_cases(
     folder: str | Path,
     patients: str | Path | None = None,  # see `with_patients`
-    labels: Literal[
-        "auto", "brats", "brats2023", "brats2024", "decathlon"
-    ] = "auto",  # the convention of the segmentations; auto: what the names say
+    # the convention of the segmentations; auto: what the names say
+    labels: Literal["auto", "brats", "brats2023", "brats2024", "decathlon"] = "auto",
 ) -> list[Case]:  # in the order of their names
     "`scan` for those who want all or nothing: any problem is an error."
     cases, problems = scan(folder)
@@ -346,9 +357,9 @@ def dicom_hint(folder: Path) -> str:
 
 def with_patients(
     cases: Sequence[Case],
-    patients: str
-    | Path
-    | None,  # a CSV file with the columns case and patient, or a regular expression whose first group is the patient; None: as the names say
+    # a CSV file with the columns case and patient, or a regular expression whose first group is the patient; None: as
+    # the names say
+    patients: str | Path | None,
 ) -> list[Case]:
     "The same cases, each with the patient that its user says it is of."
     if patients is None:
@@ -387,7 +398,9 @@ def make_split(
     seed: int = 0,
     shares: Sequence[float] = (0.60, 0.05, 0.10, 0.25),  # of the patients, in the order of PARTS
 ) -> dict[str, list[str]]:  # part -> names of cases
-    "A random split by patient: a function of names and seed. Cases without a segmentation are left out; every part gets at least one patient."
+    """A random split by patient: a function of names and seed. Cases without a segmentation are left out; every part
+    gets at least one patient.
+    """
     cases = [c for c in cases if c.label]
     patients = sorted({c.patient for c in cases})
     np.random.default_rng(seed).shuffle(patients)
@@ -416,7 +429,9 @@ def read_split(
     path: str | Path,
     cases: Sequence[Case],
 ) -> dict[str, list[Case]]:  # part -> cases
-    "Read a split file; every name must exist, and no patient may be in two parts. `meta` may be empty or left out, for methods without an outer step."
+    """Read a split file; every name must exist, and no patient may be in two parts. `meta` may be empty or left out,
+    for methods without an outer step.
+    """
     return check_split(read_json(path, f"a split with the lists {', '.join(PARTS)}"), cases, str(path))
 
 
@@ -484,7 +499,9 @@ class Examination(NamedTuple):
 def read_case(
     case: Case,
 ) -> Examination:
-    "All sequences that are there; they must lie on one grid of the world, in whatever orientation. What is absent is not opened, and one that is the same everywhere is called absent."
+    """All sequences that are there; they must lie on one grid of the world, in whatever orientation. What is absent is
+    not opened, and one that is the same everywhere is called absent.
+    """
     if not case.images:
         raise MetakdError(f"{case.name}: no sequence at all; expected at least one of {', '.join(SEQUENCES)}")
     opened, volumes, grid, own, first, flat = {}, {}, None, None, None, {}
@@ -497,11 +514,13 @@ def read_case(
             grid, own, first = turned, stored, image.path
         elif turned.shape != grid.shape:
             raise MetakdError(
-                f"{case.name}: sequences are not co-registered: {image.path} has shape {list(stored.shape)}, {first} {list(own.shape)}; resample them onto one grid"
+                f"{case.name}: sequences are not co-registered: {image.path} has shape {list(stored.shape)}, {first} "
+                f"{list(own.shape)}; resample them onto one grid"
             )
         elif (distance := apart(turned, grid)) > TOLERANCE:
             raise MetakdError(
-                f"{case.name}: sequences are not co-registered: {image.path} and {first} have different affines, {distance:.2g} mm apart; resample them onto one grid"
+                f"{case.name}: sequences are not co-registered: {image.path} and {first} have different affines, "
+                f"{distance:.2g} mm apart; resample them onto one grid"
             )
         if volume.min() == volume.max():
             flat[name] = volume.flat[0]
@@ -540,7 +559,8 @@ def read_label(
         )
     if (distance := apart(turned, grid)) > TOLERANCE:
         raise MetakdError(
-            f"{case.name}: the segmentation {case.label} lies {distance:.2g} mm away from its images; resample it onto their grid"
+            f"{case.name}: the segmentation {case.label} lies {distance:.2g} mm away from its images; resample it "
+            "onto their grid"
         )
     found, place = np.unique(raw, return_inverse=True)
     known, whole = LABELS[case.convention], np.rint(found)
@@ -551,8 +571,8 @@ def read_label(
     if odd := sorted(set(whole.tolist()) - set(known)):
         others = [c for c, table in LABELS.items() if set(whole.tolist()) <= set(table)]
         raise MetakdError(
-            f"{case.label}: label {odd[0]:g} is not one of {', '.join(map(str, known))}, the labels of {case.convention}"
-            + (f"; it suits --labels {' or '.join(others)}" if others else "")
+            f"{case.label}: label {odd[0]:g} is not one of {', '.join(map(str, known))}, the labels of "
+            f"{case.convention}" + (f"; it suits --labels {' or '.join(others)}" if others else "")
         )
     return np.array([known[int(v)] for v in whole], np.uint8)[place].reshape(raw.shape)
 
@@ -612,7 +632,9 @@ def brain_mask(
     volume: np.ndarray,  # [X, Y, Z], skull-stripped
     name: str = "volume",  # for messages
 ) -> np.ndarray:  # bool [X, Y, Z]
-    "What is not background: further from the level of the volume's faces than a share of the range, or than their noise."
+    """What is not background: further from the level of the volume's faces than a share of the range, or than their
+    noise.
+    """
     faces = np.concatenate([np.take(volume, [0, -1], axis).ravel() for axis in range(3)])
     level = np.median(faces)
     away = np.abs(volume - level)
@@ -626,7 +648,9 @@ def brain_mask(
 
 
 def authors_ceiling(values: np.ndarray, size: int) -> float:
-    "Where the public code of arXiv 2405.07155 clips: after the last bin, one unit wide, that holds 50 of 8,928,000 voxels."
+    """Where the public code of arXiv 2405.07155 clips: after the last bin, one unit wide, that holds 50 of 8,928,000
+    voxels.
+    """
     enough = max(1, round(50 * size / 8_928_000))
     if np.ptp(values) < 50:
         return float(np.sort(values)[-min(values.size, enough)])  # already scaled: unit-wide bins mean nothing
@@ -658,16 +682,19 @@ def normalise(
 
 # %% ../../nbs/11_brats.ipynb #e0f3caea
 CENTRES = 2000  # voxels of a region that a crop can be centred on, evenly spread over it
-KEPT = "x, y, classes, present, spacing, shape, brain, digest; 2"  # what `prepare_case` makes; another text makes everything anew
+# what `prepare_case` makes; another text makes everything anew
+KEPT = "x, y, classes, present, spacing, shape, brain, digest; 2"
 
 
 def prepare_case(
     case: Case,
     intensities: str = "quantile",  # the rule of `normalise`
 ) -> dict:
-    """The part that never changes, a case as tensors, cut to the brain and to whatever is labelled; halves and bytes, because they are kept on disk.
+    """The part that never changes, a case as tensors, cut to the brain and to whatever is labelled; halves and bytes,
+    because they are kept on disk.
 
-    "x" float16 [K, x, y, z], the K sequences that are "present"; "y" uint8 [R, x, y, z]; "classes": voxels of each region, and of all;
+    "x" float16 [K, x, y, z], the K sequences that are "present"; "y" uint8 [R, x, y, z]; "classes": voxels of each
+    region, and of all;
     "spacing" in mm and "shape" of the whole volume; "brain" in ml; "digest" of the files' content.
     """
     from monai.transforms import ClassesToIndices

@@ -41,7 +41,8 @@ def anatomy(
         from nilearn import datasets
     except ImportError:
         raise MetakdError(
-            "the simulated cohort needs the MNI152 template that the nilearn package carries: pip install metakd[cohort]"
+            "the simulated cohort needs the MNI152 template that the nilearn package carries: pip install "
+            "metakd[cohort]"
         ) from None
     maps = (
         datasets.load_mni152_template,
@@ -55,7 +56,9 @@ def anatomy(
 
 @lru_cache
 def tumour_sites() -> np.ndarray:  # [n, 3] MNI mm
-    "White matter of the cerebrum, at least 12 mm below the surface and 10 mm from the midline: where gliomas are most often found (Larjavaara et al., 2007)."
+    """White matter of the cerebrum, at least 12 mm below the surface and 10 mm from the midline: where gliomas are most
+    often found (Larjavaara et al., 2007).
+    """
     _, _, white, brain = anatomy(1.0)
     sites = np.argwhere((white > 0.5) & (ndimage.distance_transform_edt(brain > 0.5) > 12)) - ORIGIN
     return sites[(sites[:, 2] > -8) & (np.abs(sites[:, 0]) > 10)]
@@ -67,7 +70,9 @@ def spline_basis(
     spacing: float,  # mm
     scale: float,  # mm between knots
 ) -> np.ndarray:  # [n, knots] float32
-    "Cubic B-splines at every voxel; rows have unit length, so that independent normal numbers stay normal with variance 1."
+    """Cubic B-splines at every voxel; rows have unit length, so that independent normal numbers stay normal with
+    variance 1.
+    """
     at = np.arange(n) * spacing / scale + 1
     first, f = np.floor(at).astype(int), at % 1
     basis = np.zeros((n, int(first[-1]) + 4), np.float32)
@@ -89,14 +94,18 @@ class Noise:
 
 
 def inside(field: np.ndarray, threshold: float, width: float) -> np.ndarray:
-    "1 where `field` is below `threshold`, 0 above, with a soft edge: partial volume, and tumours that have no sharp border."
+    """1 where `field` is below `threshold`, 0 above, with a soft edge: partial volume, and tumours that have no sharp
+    border.
+    """
     return (1 / (1 + np.exp(np.clip((field - threshold) / width, -30, 30)))).astype(np.float32)
 
 # %% ../../nbs/12_glioma.ipynb #dec22868
 def place(
     noise: Noise,
 ) -> np.ndarray:  # [3, X, Y, Z] float32, MNI mm
-    "Where in the template each voxel of this patient lies, before there is a tumour. The axes are those of BraTS: left, posterior, superior."
+    """Where in the template each voxel of this patient lies, before there is a tumour. The axes are those of BraTS:
+    left, posterior, superior.
+    """
     rng, spacing = noise.rng, noise.spacing
     axes = [(np.arange(n, dtype=np.float32) - (n - 1) / 2) * spacing for n in noise.shape]
     grid = np.stack(np.meshgrid(-axes[0], -axes[1], axes[2], indexing="ij")).astype(np.float32)
@@ -204,7 +213,8 @@ def scan_signal(
     signal: np.ndarray,
     brain: np.ndarray,
 ) -> np.ndarray:  # int16 [X, Y, Z], 0 outside the brain
-    """What the scanner makes of it: slices up to 5 mm thick along some axis, a bias field of about 12 % (Sled et al., 1998, give 10 to 30 %),
+    """What the scanner makes of it: slices up to 5 mm thick along some axis, a bias field of about 12 % (Sled et al.,
+    1998, give 10 to 30 %),
     Rician noise of 2 to 6 % (Gudbjartsson and Patz, 1995), and a unit of its own."""
     rng = noise.rng
     blur = np.full(3, 1.0)
@@ -303,14 +313,19 @@ def write_cohort(
         raise MetakdError("jobs is at least 1")
     if min(shape) >= 16 and 0 < spacing and min(shape) * spacing < LEAST:
         raise MetakdError(
-            f"{' x '.join(map(str, shape))} voxels at {spacing} mm hold no head: each side needs {LEAST} mm; choose a spacing of {LEAST / min(shape):.1f} mm or more"
+            f"{' x '.join(map(str, shape))} voxels at {spacing} mm hold no head: each side needs {LEAST} mm; choose a "
+            f"spacing of {LEAST / min(shape):.1f} mm or more"
         )
     if patients < 1 or min(shape) < 16 or not 0 < spacing < 100 or max(shape) > 1024:
         raise MetakdError(
-            f"{patients} patients of {list(shape)} voxels at {spacing} mm cannot be simulated; expected at least 1, 16 a side, and a positive spacing"
+            f"{patients} patients of {list(shape)} voxels at {spacing} mm cannot be simulated; expected at least 1, "
+            "16 a side, and a positive spacing"
         )
     note = out / "cohort.txt"
-    said = f"simulated glioma cohort for learning and testing, not for medical use; shape {list(shape)}, spacing {spacing} mm, seed {seed}\n"
+    said = (
+        "simulated glioma cohort for learning and testing, not for medical use; "
+        f"shape {list(shape)}, spacing {spacing} mm, seed {seed}\n"
+    )
     try:
         found = note.read_text(encoding="utf-8", errors="replace") if note.exists() else None
     except OSError as e:

@@ -180,7 +180,8 @@ def write_clinic(
         views[m].to_csv(work / m / f"{m}_merged.csv")
     y.to_csv(work / "label.csv")
     (work / "README.txt").write_text(
-        f"simulated memory clinic for learning and testing, not for medical use; {patients} patients, seed {seed}, spacing {spacing} mm\n"
+        f"simulated memory clinic for learning and testing, not for medical use; {patients} patients, seed {seed}, "
+        f"spacing {spacing} mm\n"
     )
     if folder.exists():
         folder.rmdir()

