@@ -138,8 +138,8 @@ def hears_ctrl_c() -> None:
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory):
     "Ten tiny patients; the third has no T1c and the fourth nothing but FLAIR."
-    from metakd.data.brats import find_cases
     from metakd.data.glioma import write_cohort
+    from metakd.data.scans import find_cases
 
     out = tmp_path_factory.mktemp("cohort") / "cases"
     write_cohort(out, patients=10, shape=(24, 24, 24), spacing=7.5, jobs=1)

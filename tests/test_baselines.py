@@ -14,14 +14,17 @@ import torch
 from torch import Tensor
 
 from conftest import assert_nothing_absent_is_read, assert_same_run, two_processes
-from metakd import experiments
-from metakd.experiments import AudioVision, AudioVisionRecipe, Entry, build_model, run, table2, table2_jobs
-from metakd.modalities import Batch, MetakdError, all_subsets
-from metakd.model import Supervised
-from metakd.tasks import Classification, Recipe
+from metakd.batch import Batch, all_subsets
+from metakd.files import MetakdError
+from metakd.lab.table2 import AudioVision, AudioVisionRecipe, lead, own_rate, run, table2, table2_jobs, table2_view
+from metakd.methods import registry
+from metakd.methods.registry import register
+from metakd.methods.supervised import Supervised, build_classifier
+from metakd.tasks.base import Recipe
+from metakd.tasks.classification import Classification
 from metakd.training import train
 
-COMPARED = [name for name, entry in AudioVision.methods().items() if entry.rate is None]
+COMPARED = [name for name in AudioVision.rows if own_rate(name) is None]
 BASELINES = [name for name in COMPARED if name not in ("NoKD", "MetaKD")]
 NEED_COMPLETE = ["AutoEncoder", "GAN", "Full2miss", "SMIL"]
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -86,7 +89,7 @@ def test_two_processes_stay_equal(tmp_path):
         tmp_path / "two.py",
         f"""
 from conftest import say_if_equal
-from metakd.experiments import AudioVision, AudioVisionRecipe
+from metakd.lab.table2 import AudioVision, AudioVisionRecipe
 from metakd.training import train
 for name in {BASELINES!r}:
     p = AudioVision(name, "image", 0.2).prepare(AudioVisionRecipe(epochs=2))
@@ -113,9 +116,9 @@ def test_no_complete_sample(name):
 @pytest.mark.parametrize("name", COMPARED)
 def test_three_modalities_any_subset_and_nothing_absent_is_read(name):
     torch.manual_seed(0)
-    shapes, entry = {"a": (1, 16, 16), "b": (1, 20, 18), "c": (1, 16, 24)}, AudioVision.find(name)
+    shapes, spec = {"a": (1, 16, 16), "b": (1, 20, 18), "c": (1, 16, 24)}, AudioVision.find(name)
     recipe = AudioVision(name).recipe_type()()
-    method = entry.build(shapes, Classification(3), recipe)
+    method = spec.build(shapes, Classification(3), recipe)
     available = all_subsets(3).repeat(6, 1)
     data = Batch({m: torch.randn(42, *s) for m, s in shapes.items()}, available, torch.arange(42) % 3)
     method.setup(data)
@@ -143,11 +146,12 @@ def test_a_toy_method_in_ten_lines(tmp_path, monkeypatch):
             task = torch.nn.functional.nll_loss(p, batch.y)
             return task + self.recipe.doubt * (p.exp() * p).sum(1).mean(), {"task": task.detach()}
 
-    monkeypatch.setitem(
-        experiments.CLASSIFIERS,
-        "Doubt",
-        Entry(lambda shapes, task, recipe: Doubt(build_model(shapes, task, recipe), task, recipe), DoubtRecipe),
-    )
+    monkeypatch.setattr(registry, "METHODS", dict(registry.METHODS))
+
+    @register("Doubt", task="classification", recipe=DoubtRecipe)
+    def doubt(shapes, task, recipe):
+        return Doubt(build_classifier(shapes, task, recipe), task, recipe)
+
     assert list(AudioVision.methods())[-1] == "Doubt" and AudioVision("Doubt").recipe_type()(doubt=0.5).doubt == 0.5
     runs = table2(
         tmp_path,
@@ -156,10 +160,7 @@ def test_a_toy_method_in_ten_lines(tmp_path, monkeypatch):
         backend="sequential",
     )
     assert runs.groupby("method").size().to_dict() == {"NoKD": 2, "Doubt": 2}
-    assert (
-        experiments.table2_view(runs, "image").index.tolist() == ["NoKD", "Doubt"]
-        and len(experiments.lead(runs, "Doubt")) == 1
-    )
+    assert table2_view(runs, "image").index.tolist() == ["NoKD", "Doubt"] and len(lead(runs, "Doubt")) == 1
     with pytest.raises(
         MetakdError, match=r"another recipe \(Doubt.doubt: 0.1 against 0.5"
     ):  # a method's own numbers belong to the sweep's recipe too

@@ -12,12 +12,12 @@ from monai.networks.blocks import Convolution
 from torch import nn
 
 from conftest import with_rubbish
+from metakd.batch import Batch, all_subsets, drop_random
 from metakd.evaluation import evaluate
-from metakd.meta import MetaKD, MetaKDRecipe, meta_gradient
-from metakd.modalities import Batch, all_subsets, drop_random
-from metakd.model import MultimodalModel
-from metakd.networks import Encoders
-from metakd.tasks import Task
+from metakd.methods.metakd import MetaKD, MetaKDRecipe, meta_gradient
+from metakd.nn.model import MultimodalModel
+from metakd.nn.networks import Encoders
+from metakd.tasks.base import Task
 from metakd.training import train
 
 SEQUENCES = ("flair", "t1", "t1c", "t2")

@@ -10,7 +10,7 @@ import pytest
 import soundfile
 
 from metakd.data import audiovision
-from metakd.modalities import MetakdError
+from metakd.files import MetakdError
 
 
 @pytest.fixture

@@ -87,7 +87,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_resumes(whole, tmp_path):
 
 
 def test_full_disk_keeps_the_last_good_checkpoint(tmp_path):
-    from metakd.experiments import AudioVision, AudioVisionRecipe
+    from metakd.lab.table2 import AudioVision, AudioVisionRecipe
     from metakd.training import latest_checkpoint, load_checkpoint, train
 
     out, recipe = tmp_path / "run", AudioVisionRecipe(epochs=3)
@@ -161,7 +161,7 @@ def test_workers_end_with_the_process_that_started_them(tmp_path):
     script = f"""
 import os, time
 from pathlib import Path
-from metakd.experiments import sweep
+from metakd.lab.sweep import sweep
 
 def work(k):
     Path({str(tmp_path)!r}, f"{{k}}.pid").write_text(str(os.getpid()))

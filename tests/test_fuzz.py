@@ -22,13 +22,12 @@ from hypothesis import strategies as st
 
 from metakd.data.adni import read_array
 from metakd.data.audiovision import read_wav
-from metakd.data.brats import Case, Image, read_case, read_label, read_split
 from metakd.data.nifti import read_nifti
-from metakd.experiments import read_runs
-from metakd.files import read_json
-from metakd.modalities import MetakdError
-from metakd.tables import read_split as read_people
-from metakd.tables import read_view
+from metakd.data.scans import Case, Image, read_case, read_label, read_split
+from metakd.data.tables import read_split as read_people
+from metakd.data.tables import read_view
+from metakd.files import MetakdError, read_json
+from metakd.lab.sweep import read_runs
 from metakd.training import load_weights, read_run
 
 EXAMPLES = int(os.environ.get("METAKD_FUZZ", 300))

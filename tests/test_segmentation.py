@@ -16,10 +16,11 @@ import pytest
 import torch
 
 from conftest import assert_same_run, hears_ctrl_c, log, metakd_in_two_processes
+from metakd.batch import all_subsets
 from metakd.cli import main
-from metakd.data.brats import Volumes, find_cases
-from metakd.modalities import all_subsets
-from metakd.segmentation import Brats, SegmentationRecipe, table1
+from metakd.data.scans import Volumes, find_cases
+from metakd.lab.table1 import Brats, table1
+from metakd.methods.supervised import SegmentationRecipe
 from metakd.training import load_weights, train
 
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}

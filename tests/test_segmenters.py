@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from conftest import assert_nothing_absent_is_read, assert_same_run, two_processes
+from metakd.batch import Batch, all_subsets
 from metakd.cli import main
-from metakd.data.brats import find_cases
-from metakd.modalities import Batch, all_subsets
-from metakd.segmentation import REFERENCE, Brats
+from metakd.data.scans import find_cases
+from metakd.lab.table1 import REFERENCE, Brats
 from metakd.training import load_weights, train
 
 METHODS = list(Brats.methods())
@@ -168,7 +168,7 @@ def test_two_processes_stay_equal(cohort, split, tmp_path):
         tmp_path / "two.py",
         f"""
 from conftest import say_if_equal
-from metakd.segmentation import Brats
+from metakd.lab.table1 import Brats
 from metakd.training import train
 for name in {METHODS!r}:
     experiment = Brats({str(cohort)!r}, name, {str(split)!r}, {str(cohort.parent / "cache")!r})

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from conftest import assert_nothing_absent_is_read, assert_same_run, two_processes, with_rubbish
+from metakd.batch import Batch, all_subsets
 from metakd.cli import main
-from metakd.modalities import Batch, all_subsets
-from metakd.studies import Study
-from metakd.tasks import Classification
+from metakd.lab.studies import Study
+from metakd.tasks.classification import Classification
 from metakd.training import train
 
 METHODS = list(Study.methods())
@@ -60,7 +60,7 @@ def test_every_subset_and_nothing_absent_is_read(name):
     x = {m: torch.randn(15, *s) for m, s in SHAPES.items()}
     x["blood"][available[:, 1].nonzero()[0], 2] = float("nan")  # a single unknown value is no absent modality
     method, batch, scales = (
-        Study(method=name).entry().build(SHAPES, Classification(3), recipe(name)),
+        Study(method=name).spec().build(SHAPES, Classification(3), recipe(name)),
         Batch(x, available, y),
         [],
     )

@@ -7,8 +7,8 @@ import sys
 import pandas as pd
 import pytest
 
-from metakd.experiments import AudioVisionRecipe, table2, table2_jobs
-from metakd.modalities import MetakdError
+from metakd.files import MetakdError
+from metakd.lab.table2 import AudioVisionRecipe, table2, table2_jobs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

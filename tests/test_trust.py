@@ -17,12 +17,15 @@ import pytest
 import torch
 
 from conftest import log
+from metakd.batch import Batch
 from metakd.cli import main
 from metakd.data.audiovision import images
-from metakd.data.brats import find_cases, normalise
-from metakd.modalities import Batch, MetakdError
-from metakd.model import Supervised, classifier
-from metakd.tasks import Classification, Recipe
+from metakd.data.scans import find_cases, normalise
+from metakd.files import MetakdError
+from metakd.methods.supervised import Supervised
+from metakd.nn.model import classifier
+from metakd.tasks.base import Recipe
+from metakd.tasks.classification import Classification
 from metakd.training import train
 
 TINY = ["--recipe.epochs", "1", "--recipe.crops", "1", "--recipe.window", "24", "24", "24"]
@@ -207,8 +210,8 @@ def test_two_trainings_in_one_folder(cohort, run, tmp_path):
 def test_a_killed_worker_is_one_line(tmp_path):
     script = f"""
 import os, signal
-from metakd.experiments import sweep
-from metakd.modalities import MetakdError
+from metakd.lab.sweep import sweep
+from metakd.files import MetakdError
 
 def work(k): os.kill(os.getpid(), signal.SIGKILL)
 
@@ -684,9 +687,8 @@ def test_a_scan_unlike_the_training_scans_is_spoken_of(run, patient, tmp_path):
 
 METHOD = """
 from dataclasses import dataclass
-from metakd.experiments import Entry, build_model
-from metakd.model import Supervised
-from metakd.tasks import Recipe
+from metakd import Recipe, Supervised, register
+from metakd.methods.supervised import build_classifier
 
 @dataclass(frozen=True)
 class DoubtRecipe(Recipe):
@@ -698,9 +700,9 @@ class Doubt(Supervised):
         p = self.model(batch.x, batch.available).log_softmax(1)
         return loss + self.recipe.doubt * (p.exp() * p).sum(1).mean(), logs
 
-def build(shapes, task, recipe): return Doubt(build_model(shapes, task, recipe), task, recipe)
-
-CLASSIFIERS = {"Doubt": Entry(build, DoubtRecipe)}
+@register("Doubt", task="classification", recipe=DoubtRecipe)
+def build(shapes, task, recipe):
+    return Doubt(build_classifier(shapes, task, recipe), task, recipe)
 """
 
 
@@ -709,9 +711,7 @@ def test_a_method_of_a_script_runs_in_a_parallel_sweep(tmp_path):
         METHOD
         + f"""
 if __name__ == "__main__":
-    from metakd import experiments
-    from metakd.experiments import AudioVisionRecipe, table2, table2_jobs
-    experiments.CLASSIFIERS |= CLASSIFIERS
+    from metakd.lab.table2 import AudioVisionRecipe, table2, table2_jobs
     jobs = table2_jobs(("Doubt",), (0.2,), 2, (("paper", "random"),), ("image",))
     runs = table2({str(tmp_path / "out")!r}, AudioVisionRecipe(epochs=1), jobs, workers=2)
     print(runs.method.tolist())

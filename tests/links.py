@@ -1,0 +1,85 @@
+"""The links between chapters, drawn from what they import. `python tests/links.py` writes them into the notebooks: each
+chapter begins with those that it needs and ends with the next one.
+"""
+
+import ast
+import json
+import re
+from functools import lru_cache
+from pathlib import Path
+
+root = Path(__file__).parent.parent
+NEEDS, NEXT = "**Needs:** ", "**Next:** "
+
+
+def chapters() -> list[Path]:
+    "In the order in which they are read."
+    return sorted((root / "nbs").glob("[0-9]*.ipynb"))
+
+
+def sources(path: Path, kind: str = "code") -> list[str]:
+    return ["".join(c["source"]) for c in json.loads(path.read_text())["cells"] if c["cell_type"] == kind]
+
+
+def module(path: Path) -> str | None:
+    "What the chapter exports."
+    found = [re.match(r"#\| default_exp (\S+)", s) for s in sources(path)]
+    return next((f"metakd.{m[1]}" for m in found if m), None)
+
+
+def imported(cells: list[str], inner: bool = False) -> set[str]:
+    "Modules of ours that these cells import; with those that functions import when they run, if `inner`."
+    found = set()
+    for cell in cells:
+        tree = ast.parse(re.sub(r"^(\s*)[%!].*$", r"\1pass", cell, flags=re.M))
+        for node in ast.walk(tree) if inner else tree.body:
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "metakd":
+                found |= {node.module} | {f"{node.module}.{a.name}" for a in node.names}
+    return found
+
+
+def exported(path: Path) -> list[str]:
+    return [s for s in sources(path) if s.startswith("#| export")]
+
+
+@lru_cache
+def stands_on(path: Path) -> frozenset[Path]:
+    "The chapters whose modules its exports import, or all its cells if it has none."
+    homes = {module(p): p for p in chapters()}
+    return frozenset({homes[m] for m in imported(exported(path) or sources(path)) if m in homes} - {path})
+
+
+@lru_cache
+def below(path: Path) -> frozenset[Path]:
+    "All that those stand on, too."
+    return frozenset().union(*(stands_on(p) | below(p) for p in stands_on(path) if p < path))
+
+
+def needs(path: Path) -> list[Path]:
+    "What it stands on, without what goes without saying because another of them stands on it."
+    return sorted(stands_on(path) - below(path))
+
+
+def title(path: Path) -> str:
+    return re.match(r"# ([^:\n]+)", sources(path, "markdown")[0])[1].strip()
+
+
+def link(path: Path) -> str:
+    return f"[{path.stem[:3]} {title(path)}]({path.name})"
+
+
+def linked(path: Path) -> dict:
+    "The notebook with its links."
+    notebook, order = json.loads(path.read_text()), chapters()
+    words = [c for c in notebook["cells"] if c["cell_type"] == "markdown"]
+    following = order[order.index(path) + 1 :][:1]
+    for cell, mark, paths in ((words[0], NEEDS, needs(path)), (words[-1], NEXT, following)):
+        text = re.sub(rf"\n*{re.escape(mark)}.*", "", "".join(cell["source"])).rstrip()
+        line = mark + ", ".join(map(link, paths)) if paths else ""
+        cell["source"] = (f"{text}\n\n{line}" if line else text).splitlines(keepends=True)
+    return notebook
+
+
+if __name__ == "__main__":
+    for chapter in chapters():
+        chapter.write_text(json.dumps(linked(chapter), indent=1, ensure_ascii=False) + "\n")
