@@ -191,11 +191,12 @@ def plot_groups(
     names: Sequence[str] | None = None,  # which, from above; None: all, in order of appearance
 ) -> None:
     "A line of the picture a name, and in it mean and 95 % interval of every group."
-    names, groups, write = (
-        list(dict.fromkeys(rows[y]) if names is None else names),
-        colours(dict.fromkeys(rows[by])),
-        lambda n: (labels or {}).get(n, n),
-    )
+    names = list(dict.fromkeys(rows[y]) if names is None else names)
+    groups = colours(dict.fromkeys(rows[by]))
+
+    def write(n):
+        return (labels or {}).get(n, n)
+
     ax.axvline(0, color="0.6", lw=1, ls="--", zorder=0)
     for j, (group, colour) in enumerate(groups.items()):
         own = rows[rows[by] == group].groupby(y)[x].agg(lambda v: mean_interval(v.dropna())).reindex(names).dropna()

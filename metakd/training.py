@@ -60,16 +60,14 @@ class Loader:
             shuffled
         ),  # of the samples in an epoch, see `Method`
     ):
-        self.data, self.batch_size, self.seed, self.drop, self.drop_from, self.rank, self.processes, self.order = (
-            data,
-            batch_size,
-            seed,
-            drop,
-            drop_from,
-            rank,
-            processes,
-            order,
-        )
+        self.data = data
+        self.batch_size = batch_size
+        self.seed = seed
+        self.drop = drop
+        self.drop_from = drop_from
+        self.rank = rank
+        self.processes = processes
+        self.order = order
         self.ahead, self.waited = getattr(data, "ahead", 0), 0.0
 
     def __len__(self) -> int:  # batches in an epoch
@@ -321,20 +319,16 @@ class Training:
             a.num_processes,
             method.order,
         )
-        self.held_out, self.validation = (
-            Loader(meta.to(a.device), recipe.batch_size, recipe.seed),
-            validation.to(a.device),
-        )
+        self.held_out = Loader(meta.to(a.device), recipe.batch_size, recipe.seed)
+        self.validation = validation.to(a.device)
         method.to(a.device)
         state = {"step": 0, "history": [], "sums": {}, "best": None, "seconds": 0.0} | (
             load_checkpoint(start, method, recipe) if start else {}
         )
-        self.step, self.history, self.best, self.before = (
-            state["step"],
-            state["history"],
-            state["best"],
-            state["seconds"],
-        )
+        self.step = state["step"]
+        self.history = state["history"]
+        self.best = state["best"]
+        self.before = state["seconds"]
         self.sums = {k: v.to(a.device) for k, v in state["sums"].items()}
         self.wrapped, self.optimizer = a.prepare(method), method.optimizers["network"]
         for group in self.optimizer.param_groups:

@@ -55,10 +55,8 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     def __init__(self):
         super().__init__()
-        self.up, self.out = (
-            Convolution(3, 64, 16, strides=2, is_transposed=True),
-            Convolution(3, 48, 2, strides=2, is_transposed=True, conv_only=True),
-        )
+        self.up = Convolution(3, 64, 16, strides=2, is_transposed=True)
+        self.out = Convolution(3, 48, 2, strides=2, is_transposed=True, conv_only=True)
 
     def forward(self, features):
         skip, deep = (f.flatten(1, 2) for f in features)

@@ -59,11 +59,9 @@ def test_every_subset_and_nothing_absent_is_read(name):
     available, y = all_subsets(4), torch.arange(15) % 3
     x = {m: torch.randn(15, *s) for m, s in SHAPES.items()}
     x["blood"][available[:, 1].nonzero()[0], 2] = float("nan")  # a single unknown value is no absent modality
-    method, batch, scales = (
-        Study(method=name).spec().build(SHAPES, Classification(3), recipe(name)),
-        Batch(x, available, y),
-        [],
-    )
+    method = Study(method=name).spec().build(SHAPES, Classification(3), recipe(name))
+    batch = Batch(x, available, y)
+    scales = []
     for b in (with_rubbish(batch, float("inf")), batch):
         method.setup(b)
         scales.append({k: v.clone() for k, v in method.named_buffers()})

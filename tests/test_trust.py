@@ -390,10 +390,8 @@ def test_one_bad_patient_never_ends_a_batch(run, patient, tmp_path):
     middle = len(good) // 2
     hot, rgb = volume.copy(), np.zeros(volume.shape, [("R", "u1"), ("G", "u1"), ("B", "u1")])
     hot[tuple(s // 2 for s in hot.shape)] = 1e9
-    huge, code = (
-        bytearray(nib.Nifti1Image(volume, image.affine).to_bytes()),
-        bytearray(nib.Nifti1Image(volume, image.affine).to_bytes()),
-    )
+    huge = bytearray(nib.Nifti1Image(volume, image.affine).to_bytes())
+    code = bytearray(nib.Nifti1Image(volume, image.affine).to_bytes())
     huge[42:48], code[70:72] = np.array([30_000] * 3, "<i2").tobytes(), np.array([999], "<i2").tobytes()
     bad = {
         "zlib": good[:middle] + bytes(64) + good[middle + 64 :],

@@ -8,7 +8,6 @@ __all__ = ['EXPERIMENTS', 'DIGITS', 'SCANS', 'PEOPLE', 'TRAININGS', 'train_run',
            'glioma', 'clinic', 'cache']
 
 # %% ../../nbs/601_commands.ipynb #4d99771e
-import dataclasses
 import inspect
 import os
 import re

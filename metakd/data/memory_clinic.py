@@ -39,11 +39,9 @@ def draw_course(rng: np.random.Generator, n: int) -> Course:
     def noise(scale):
         return rng.normal(0, scale, n)
 
-    age, woman, education = (
-        rng.normal(73, 7, n).clip(55, 92),
-        rng.integers(0, 2, n),
-        rng.normal(15.5, 2.8, n).clip(6, 22).round(),
-    )
+    age = rng.normal(73, 7, n).clip(55, 92)
+    woman = rng.integers(0, 2, n)
+    education = rng.normal(15.5, 2.8, n).clip(6, 22).round()
     e4 = rng.binomial(2, 0.2, n)
     years = (age - 73) / 7
     amyloid = 0.65 * (e4 - 0.4) / 0.57 + 0.2 * years + noise(0.73)

@@ -806,13 +806,11 @@ class Volumes:
     ):
         if bare := [c.name for c in cases if c.label is None]:
             raise MetakdError(f"{bare[0]} has no segmentation; training and evaluation need one")
-        self.cases, self.window, self.cache, self.intensities, self.augment = (
-            list(cases),
-            tuple(window),
-            cache and make_folder(cache),
-            intensities,
-            augment,
-        )
+        self.cases = list(cases)
+        self.window = tuple(window)
+        self.cache = cache and make_folder(cache)
+        self.intensities = intensities
+        self.augment = augment
         self.available = torch.tensor([c.available for c in cases], dtype=torch.bool).reshape(-1, len(SEQUENCES))
         self.known: dict[str, dict] = {}  # name -> what `survey` found
 

@@ -470,10 +470,8 @@ def check_split(
         raise MetakdError(f"the split is a {type(split).__name__}, expected the lists {', '.join(PARTS)}")
     if missing := set(PARTS) - set(split):
         raise MetakdError(f"the split has no list '{min(missing)}'; expected {', '.join(PARTS)}")
-    parts, known = (
-        {p: pd.Index(split[p]) for p in PARTS},
-        samples.ids.union(pd.Index([] if labelled is None else labelled), sort=False),
-    )
+    parts = {p: pd.Index(split[p]) for p in PARTS}
+    known = samples.ids.union(pd.Index([] if labelled is None else labelled), sort=False)
     for p, ids in parts.items():
         if ids.has_duplicates:
             raise MetakdError(f"'{p}' of the split names {quoted(ids[ids.duplicated()][0])} twice")

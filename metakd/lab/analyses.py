@@ -60,10 +60,8 @@ def imputation_error(
                 here = batch.available[rows].clone()
                 here[:, m] = False
                 seen = [f[rows].index_fill(1, torch.tensor(m, device=f.device), 0) for f in features]
-                guess, true = (
-                    model.impute(seen, here)[-1][:, m].float().flatten(1),
-                    features[-1][rows, m].float().flatten(1),
-                )
+                guess = model.impute(seen, here)[-1][:, m].float().flatten(1)
+                true = features[-1][rows, m].float().flatten(1)
                 sums[:, m] += torch.stack(
                     [(guess - true).abs().mean(1).sum(), F.cosine_similarity(guess, true, 1).sum()]
                 ).cpu()
@@ -173,10 +171,8 @@ def analysis_run(
     experiment = AudioVision(method, tested, RATE)
     p = prepared(experiment, replace(recipe, seed=seed), changes)
     history = fit_here(experiment, p, watch=watcher(p))
-    key, scored = (
-        {"tested": tested, "variant": variant(method, **changes), "seed": seed},
-        Classification(p.task.classes, SCORES),
-    )
+    key = {"tested": tested, "variant": variant(method, **changes), "seed": seed}
+    scored = Classification(p.task.classes, SCORES)
     rows, bins, held_out = [], [], evaluate(p.method, p.task, p.validation).set_index("subset").accuracy
     for subset, scores in gather(p.method, scored, p.test).items():
         number = scores.pop("sample")
@@ -337,11 +333,12 @@ def scan_scores(
     "Every subset of some patients."
     task.calibration, tables = True, {SCANS: [], SCAN_CERTAINTY: [], SCAN_BINS: []}
     for subset, scores in gather(method, task, patients).items():
-        number, metrics, percent = (
-            scores.pop("sample").tolist(),
-            task.metrics(scores),
-            lambda v: round(100 * float(v), 3),
-        )
+        number = scores.pop("sample").tolist()
+        metrics = task.metrics(scores)
+
+        def percent(v):
+            return round(100 * float(v), 3)
+
         for k, region in enumerate(REGIONS):
             where = {**key, "subset": subset, "region": region}
             tables[SCANS].append({**where, **{name: percent(metrics[f"{name}_{region}"]) for name in SCAN_SCORES}})

@@ -69,10 +69,8 @@ def bench_training(recipe: Recipe, repeats: int) -> dict:
     beforehand.
     """
     p = AudioVision().prepare(recipe)
-    loader, held_out = (
-        Loader(p.train, recipe.batch_size, recipe.seed),
-        Loader(p.validation, recipe.batch_size, recipe.seed),
-    )
+    loader = Loader(p.train, recipe.batch_size, recipe.seed)
+    held_out = Loader(p.validation, recipe.batch_size, recipe.seed)
     batches, outer = [b for b, _ in loader.batches(0)], [held_out.draw(k) for k in range(len(loader))]
     whole, bare, method = [], [], AudioVision().prepare(recipe).method
     longer = replace(recipe, epochs=3)
@@ -96,11 +94,9 @@ def bench_training(recipe: Recipe, repeats: int) -> dict:
 def bench_meta(recipe: Recipe, repeats: int) -> dict:
     "The meta step against one that differentiates through encoders and decoder."
     p = AudioVision().prepare(recipe)
-    model, importance, batch = (
-        p.method.model.eval(),
-        p.method.importance,
-        p.validation.take(slice(0, recipe.batch_size)),
-    )
+    model = p.method.model.eval()
+    importance = p.method.importance
+    batch = p.validation.take(slice(0, recipe.batch_size))
 
     def through_everything():
         loss = p.task.loss(model.decode(scale_features(model.encode(batch.x, batch.available), importance())), batch.y)

@@ -6,8 +6,6 @@
 __all__ = ['Experiment', 'Prepared']
 
 # %% ../../nbs/501_experiments.ipynb #06118d6b
-import importlib
-import importlib.metadata
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path

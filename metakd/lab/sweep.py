@@ -9,8 +9,6 @@ __all__ = ['read_runs', 'has_run', 'append_rows', 'check_backend', 'mend_table',
 # %% ../../nbs/502_sweeps.ipynb #6e9bf2ec
 import copyreg
 import dataclasses
-import importlib
-import importlib.metadata
 import io
 import json
 import os

@@ -160,10 +160,8 @@ class Brats(Experiment):
 
     def volumes(self, parts: Mapping[str, Sequence[Case]], recipe: SegmentationRecipe) -> dict[str, Volumes]:
         "Each part as a source, every case read once and everything that is wrong with any of them said at once."
-        where, augment = (
-            self.cache or cache_dir() / "brats",
-            {k: getattr(recipe, k) for k in ("foreground", "mirror", "scale")},
-        )
+        where = self.cache or cache_dir() / "brats"
+        augment = {k: getattr(recipe, k) for k in ("foreground", "mirror", "scale")}
         every = Volumes(
             [c for cases in parts.values() for c in cases], recipe.window, where, recipe.intensities, **augment
         )

@@ -8,10 +8,6 @@ __all__ = ['BOUNDS', 'load_once', 'ROWS', 'RATES', 'TABLES', 'CURVES', 'PROTOCOL
            'table2', 'table2_view', 'gains', 'lead', 'paper_differences', 'plot_rates', 'plot_importance']
 
 # %% ../../nbs/503_table2.ipynb #b285d1f7
-import importlib
-import importlib.metadata
-import json
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -428,11 +424,11 @@ def plot_rates(
     hollow. Returns the matplotlib figure.
     """
 
-    protocols, known, other = (
-        list(runs.groupby(["frontend", "split"], sort=False)),
-        AudioVision.methods(),
-        "audio" if tested == "image" else "image",
-    )
+    import matplotlib.pyplot as plt
+
+    protocols = list(runs.groupby(["frontend", "split"], sort=False))
+    known = AudioVision.methods()
+    other = "audio" if tested == "image" else "image"
     fig, axes = plt.subplots(
         1, len(protocols), figsize=(1.5 + 4.6 * len(protocols), 4.2), layout="constrained", squeeze=False
     )
@@ -440,11 +436,9 @@ def plot_rates(
         there = [m for m in known if m in set(part.method)]
         moving, colour = [m for m in there if own_rate(m) is None], colours(there)
         for k, m in enumerate(moving):
-            s, shift, style = (
-                summarise(part[part.method == m], ["rate"]).sort_values("rate"),
-                0.0035 * (k - (len(moving) - 1) / 2),
-                {"color": colour[m], "marker": MARKERS.get(m, "h")},
-            )
+            s = summarise(part[part.method == m], ["rate"]).sort_values("rate")
+            shift = 0.0035 * (k - (len(moving) - 1) / 2)
+            style = {"color": colour[m], "marker": MARKERS.get(m, "h")}
             ax.errorbar(
                 s.rate + shift,
                 s["mean"],
@@ -488,6 +482,8 @@ def plot_rates(
 # %% ../../nbs/503_table2.ipynb #13ea8605
 def plot_importance(curves: pd.DataFrame, title: str = ""):  # from table2_importance.csv, one setting
     "Importance weights over training: the mean over seeds and their range. Returns the matplotlib figure."
+
+    import matplotlib.pyplot as plt
 
     fig, ax = plt.subplots(figsize=(4.5, 2.8), layout="constrained")
     plot_curves(

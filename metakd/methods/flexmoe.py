@@ -87,10 +87,8 @@ class ExpertsDecoder(nn.Module):
         super().__init__()
         self.place = nn.Parameter(torch.zeros(modalities * patches, width))
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attention, self.dropout = (
-            nn.MultiheadAttention(width, heads, dropout, batch_first=True),
-            nn.Dropout(dropout),
-        )
+        self.attention = nn.MultiheadAttention(width, heads, dropout, batch_first=True)
+        self.dropout = nn.Dropout(dropout)
         self.experts, self.out = Experts(width, dropout=dropout, **experts), nn.Linear(modalities * width, classes)
 
     def look(

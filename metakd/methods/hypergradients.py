@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from ..batch import Batch
 from .metakd import MetaKD, hypergradient, upper_loss
-from ..nn.model import MultimodalModel, evaluating
-from ..tasks.base import Task
+from ..nn.model import evaluating
 
 # %% ../../nbs/507_hypergradients.ipynb #31c00002
 class Within(nn.Module):

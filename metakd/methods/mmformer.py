@@ -60,11 +60,9 @@ class FormerEncoder(nn.Module):
             for k, (i, o) in enumerate(zip((1, *widths), widths))
         )
         self.body = nn.ModuleList(nn.Sequential(conv(w, w), conv(w, w)) for w in widths)
-        self.grid, self.embed, self.attention = (
-            tuple(grid),
-            nn.Conv3d(widths[-1], width, 1),
-            Attention(prod(grid), width, heads, hidden),
-        )
+        self.grid = tuple(grid)
+        self.embed = nn.Conv3d(widths[-1], width, 1)
+        self.attention = Attention(prod(grid), width, heads, hidden)
 
     def forward(
         self, x: Tensor
@@ -135,10 +133,8 @@ class InterModal(nn.Module):
         regions: int,
     ):
         super().__init__()
-        self.attention, self.decoder = (
-            Attention(modalities * prod(grid), width, heads, hidden),
-            FormerDecoder(modalities, widths, modalities * width, regions),
-        )
+        self.attention = Attention(modalities * prod(grid), width, heads, hidden)
+        self.decoder = FormerDecoder(modalities, widths, modalities * width, regions)
 
     def predictions(
         self, features: list[Tensor], every: bool = False

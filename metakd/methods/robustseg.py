@@ -69,10 +69,8 @@ class Gate(nn.Module):
 
     def __init__(self, modalities: int, channels: int):
         super().__init__()
-        self.gate, self.merge = (
-            nn.Conv3d(modalities * channels, modalities, 3, padding=1),
-            nn.Conv3d(modalities * channels, channels, 1),
-        )
+        self.gate = nn.Conv3d(modalities * channels, modalities, 3, padding=1)
+        self.merge = nn.Conv3d(modalities * channels, channels, 1)
 
     def gates(self, contents: Tensor) -> Tensor:  # [B, M, C, ...], zeros where missing -> [B, M, ...], between 0 and 1
         return self.gate(contents.flatten(1, 2)).sigmoid()
@@ -215,10 +213,8 @@ def build_robustseg(shapes: Mapping[str, Sequence[int]], task: Task, recipe) -> 
         GatedDecoder(len(shapes), widths, len(task.regions)),
         impute_zero,
     )
-    appearance, decoders = (
-        {m: appearance_encoder(looks, first) for m in shapes},
-        {m: ImageDecoder(widths, blocks, hidden, kernel, last) for m in shapes},
-    )
+    appearance = {m: appearance_encoder(looks, first) for m in shapes}
+    decoders = {m: ImageDecoder(widths, blocks, hidden, kernel, last) for m in shapes}
     for part in (model, *appearance.values(), *decoders.values()):
         part.to(memory_format=torch.channels_last_3d)
     return RobustSeg(model, appearance, decoders, task, recipe)

@@ -55,12 +55,10 @@ class SharedSpecific(nn.Module):
 
     def __init__(self, shared: Encoders, specific: Encoders, alike: nn.Module | None = None):
         super().__init__()
-        self.modalities, self.shared, self.specific, self.alike = (
-            specific.modalities,
-            shared,
-            specific,
-            alike or nn.Identity(),
-        )
+        self.modalities = specific.modalities
+        self.shared = shared
+        self.specific = specific
+        self.alike = alike or nn.Identity()
 
     def forward(
         self, x: Mapping[str, Tensor], available: Tensor

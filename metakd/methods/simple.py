@@ -18,8 +18,6 @@ from .registry import register
 from .supervised import ClassifierRecipe, Supervised, build_classifier
 from ..nn.model import MultimodalModel
 from ..tasks.base import Method, Recipe, Task
-from ..tasks.classification import Classification
-from ..training import train
 
 # %% ../../nbs/411_simple.ipynb #83ecfeeb
 @register("ZeroFill", task="classification")
@@ -67,12 +65,10 @@ class Boosted(Method):
         from sklearn.ensemble import HistGradientBoostingClassifier
 
         super().__init__()
-        self.modalities, self.shapes, self.optimizers, self.trees = (
-            tuple(shapes),
-            dict(shapes),
-            {},
-            HistGradientBoostingClassifier(**options),
-        )
+        self.modalities = tuple(shapes)
+        self.shapes = dict(shapes)
+        self.optimizers = {}
+        self.trees = HistGradientBoostingClassifier(**options)
 
     def table(self, x: dict[str, Tensor], available: Tensor) -> np.ndarray:  # [B, all columns], NaN where missing
         return torch.cat(

@@ -7,8 +7,6 @@ __all__ = ['Supervised', 'ClassifierRecipe', 'build_classifier', 'supervised_cla
            'build_segmenter', 'supervised_segmenter']
 
 # %% ../../nbs/109_supervised.ipynb #e8e7096a
-import importlib
-import importlib.metadata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -23,7 +21,6 @@ from ..nn.imputation import make_imputer
 from ..nn.model import STRIDES, MultimodalModel, classifier, segmenter
 from ..nn.networks import Encoders
 from ..tasks.base import Method, Recipe, Task
-from ..tasks.classification import Classification
 
 # %% ../../nbs/109_supervised.ipynb #9bf89bc5
 class Supervised(Method):

@@ -44,13 +44,11 @@ class MultimodalModel(nn.Module):
         shapes: Mapping[str, Sequence[int]] | None = None,
     ):
         super().__init__()
-        self.encoders, self.decoder, self.impute_deepest, self.impute_skips, self.shapes = (
-            encoders,
-            decoder,
-            impute,
-            impute_skips,
-            shapes,
-        )
+        self.encoders = encoders
+        self.decoder = decoder
+        self.impute_deepest = impute
+        self.impute_skips = impute_skips
+        self.shapes = shapes
         self.modalities = encoders.modalities
 
     def encode(self, x: Mapping[str, Tensor], available: Tensor) -> list[Tensor]:

@@ -90,10 +90,8 @@ class Encoders(nn.Module):
     def setup(self, data: Source) -> None:
         "Show every `Standardise` the training samples; in an encoder it comes first."
         for network, group in zip(self.networks, self.groups):
-            scales, names = (
-                [s for s in network.modules() if isinstance(s, Standardise)],
-                [(i, self.modalities[i]) for i in group],
-            )
+            scales = [s for s in network.modules() if isinstance(s, Standardise)]
+            names = [(i, self.modalities[i]) for i in group]
             if not scales:
                 continue
             seen = [b.x[m][b.available[:, i]] for b in data.whole() for i, m in names if m in b.x]
@@ -431,10 +429,8 @@ class ReferenceEncoder(nn.Module):
                 )
             )
             inputs = 4 * width
-        self.stages, self.deepest = (
-            nn.ModuleList(stages),
-            nn.Sequential(conv_block(inputs, deepest, 1), Pyramid(deepest)),
-        )
+        self.stages = nn.ModuleList(stages)
+        self.deepest = nn.Sequential(conv_block(inputs, deepest, 1), Pyramid(deepest))
         self.widths = (stem, *(4 * w for w in widths[:-1]), deepest)
 
     def forward(self, x: Tensor) -> list[Tensor]:

@@ -6,7 +6,6 @@
 __all__ = ['torchmetric', 'calibration_error', 'kept_accuracy', 'Classification']
 
 # %% ../../nbs/107_classification.ipynb #e6ab2b4b
-import math
 import warnings
 from collections.abc import Callable, Iterable
 

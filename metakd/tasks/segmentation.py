@@ -85,23 +85,19 @@ class Segmentation(Task):
     ):
         from monai.losses import DiceLoss
 
-        self.regions, self.window, self.overlap, self.spacing, self.hausdorff, self.bce = (
-            tuple(regions),
-            window,
-            overlap,
-            tuple(spacing),
-            hausdorff,
-            bce,
-        )
+        self.regions = tuple(regions)
+        self.window = window
+        self.overlap = overlap
+        self.spacing = tuple(spacing)
+        self.hausdorff = hausdorff
+        self.bce = bce
         if window_batch < 1:
             raise MetakdError(f"window_batch = {window_batch}: at least one window goes through at a time")
-        self.calibration, self.window_batch, self.device, self.nested, self.post = (
-            calibration,
-            window_batch,
-            device,
-            nested,
-            post,
-        )
+        self.calibration = calibration
+        self.window_batch = window_batch
+        self.device = device
+        self.nested = nested
+        self.post = post
         self.dice = DiceLoss(sigmoid=True, smooth_nr=0.0, smooth_dr=1.0)
 
     def loss(self, logits: Tensor, y: Tensor) -> Tensor:
