@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Batch', 'Source', 'check_batch', 'check_modality', 'all_subsets', 'subset_name', 'parse_subset', 'select',
-           'drop_random', 'CompleteSamples', 'expand_to', 'source_digest']
+           'drop_random', 'CompleteSamples', 'expand_to', 'seed_at', 'source_digest']
 
 # %% ../nbs/101_batch.ipynb #d7118fff
 from collections.abc import Iterator, Mapping, Sequence
@@ -163,7 +163,7 @@ def subset_name(
     modalities: Sequence[str],
 ) -> str:  # such as "image+audio"
     "The subset as people write it."
-    return "+".join(m for m, here in zip(modalities, subset.tolist()) if here)
+    return "+".join(m for m, present in zip(modalities, subset.tolist()) if present)
 
 
 def parse_subset(
@@ -238,6 +238,14 @@ def expand_to(
 ) -> Tensor:  # [B, M, 1, ...], as many axes as `like`
     "Add trailing axes so that `mask` broadcasts against `like`."
     return mask.reshape(*mask.shape, *[1] * (like.ndim - mask.ndim))
+
+# %% ../nbs/101_batch.ipynb #7eb01ae0
+def seed_at(
+    seed: int,  # of the run
+    when: int,  # a step, or an epoch
+) -> int:
+    "A seed for one moment of a run; those of runs with other seeds lie a million moments apart."
+    return 1_000_003 * seed + when
 
 # %% ../nbs/101_batch.ipynb #061549ef
 def source_digest(source) -> str:

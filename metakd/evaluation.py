@@ -42,12 +42,12 @@ def gather(
             has = (batch.available.cpu()[None] | ~subsets.cpu()[:, None]).all(
                 2
             )  # [S, B]: the sample has the whole subset
-            asked = has.any(1).nonzero().squeeze(1)
-            if not len(asked):
+            answerable = has.any(1).nonzero().squeeze(1)
+            if not len(answerable):
                 continue
             batch = batch.to(device)
-            logits = task.answer(method, batch.x, batch.available, subsets[asked].to(device))
-            for s, answer in zip(asked.tolist(), logits):
+            logits = task.answer(method, batch.x, batch.available, subsets[answerable].to(device))
+            for s, answer in zip(answerable.tolist(), logits):
                 rows = slice(None) if has[s].all() else has[s].to(device)
                 check_answer(answer[rows], number[has[s]], subset_name(subsets[s], method.modalities))
                 scores = {k: v.cpu() for k, v in task.batch_scores(answer[rows], batch.take(rows)).items()}

@@ -135,18 +135,18 @@ def unlike_training(
         (least, _, most), spacing = map(float, trained["brain_ml"]), [float(s) for s in trained["spacing"]]
     except (KeyError, TypeError, ValueError) as e:
         raise MetakdError(f"what the run says of its training scans cannot be read ({type(e).__name__}: {e})") from None
-    said = []
+    messages = []
     if not 0.5 * least <= brain <= 1.5 * most:
-        said.append(
+        messages.append(
             f"{name}: {brain:,.0f} ml of the scan are not background, in training {least:,.0f} to {most:,.0f}; is it "
             "skull-stripped, without noise around the brain, and whole?"
         )
     if any(not 0.8 < a / b < 1.25 for a, b in zip(scans.grid.spacing, spacing)):
-        said.append(
+        messages.append(
             f"{name}: its voxels are {' x '.join(f'{s:.2g}' for s in scans.grid.spacing)} mm apart, in training "
             f"{' x '.join(f'{s:.2g}' for s in spacing)}; resample it"
         )
-    return said
+    return messages
 
 
 @torch.inference_mode()
@@ -256,8 +256,8 @@ def predict_case(
     outputs, o = options.outputs(case, out), options
     check_outputs(outputs.values(), case.files, o.overwrite)
     scans = open_patient(case, o.intensities)
-    for said in unlike_training(case.name, scans, o.trained) if o.trained else ():
-        warnings.warn(said, MetakdWarning, stacklevel=2)
+    for messages in unlike_training(case.name, scans, o.trained) if o.trained else ():
+        warnings.warn(messages, MetakdWarning, stacklevel=2)
     p = probabilities(method, task, scans, o.mirror, o.precision)
     task = task if not o.post else post_processed(task)
     regions = task.decide(p[None] > 0.5, scans.grid.spacing)[0]

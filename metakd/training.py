@@ -38,7 +38,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .batch import Batch, Source, drop_random, source_digest
+from .batch import Batch, Source, drop_random, seed_at, source_digest
 from .evaluation import evaluate
 from .files import MetakdError, MetakdWarning, atomic_write, claimed, differences, json_bytes, read_json
 from .tasks.base import Method, Recipe, Task, recipe_difference
@@ -79,7 +79,7 @@ class Loader:
         start: int = 0,  # how many batches to leave out, for resuming in mid-epoch
     ) -> Iterator[tuple[Batch, float]]:  # this process's share, and its weight
         "The epoch's batches in order."
-        g = torch.Generator().manual_seed(1_000_003 * self.seed + epoch)
+        g = torch.Generator().manual_seed(seed_at(self.seed, epoch))
         order = self.order(epoch, torch.randperm(self.data.size, generator=g))
         hidden = (
             drop_random(self.data.available.cpu()[order], g, self.drop).to(self.data.available.device)
@@ -93,7 +93,7 @@ class Loader:
             share = (
                 slice(low + self.rank, high, self.processes) if own else slice(low, low + 1)
             )  # an idle process computes one sample, with weight 0
-            batch = self.data.draw(order[share], 1_000_003 * self.seed + step)
+            batch = self.data.draw(order[share], seed_at(self.seed, step))
             if hidden is not None and step >= self.drop_from:
                 kept = hidden[share] & batch.available  # what turned out to be absent when it was read stays absent
                 batch = batch._replace(available=torch.where(kept.any(1, keepdim=True), kept, batch.available))
@@ -116,10 +116,8 @@ class Loader:
 
     def draw(self, step: int) -> Batch:
         "The random batch of an outer step, the same in every process."
-        g = torch.Generator().manual_seed(1_000_003 * self.seed + step)
-        return self.data.draw(
-            torch.randperm(self.data.size, generator=g)[: self.batch_size], 1_000_003 * self.seed + step
-        )
+        g = torch.Generator().manual_seed(seed_at(self.seed, step))
+        return self.data.draw(torch.randperm(self.data.size, generator=g)[: self.batch_size], seed_at(self.seed, step))
 
 # %% ../nbs/203_training.ipynb #d6b4c7ad
 def shared_weights(state: Mapping[str, Tensor]) -> dict[str, list[str]]:  # the first name -> all names
@@ -380,7 +378,7 @@ def train_step(t: Training, epoch: int, batch: Batch, weight: float) -> None:
     a, step, steps = t.accelerator, t.step, len(t.loader)
     for group in t.optimizer.param_groups:
         group["lr"] = group["share"] * t.recipe.learning_rate(epoch, step / t.total)
-    seed_step((1_000_003 * t.recipe.seed + step) * a.num_processes + a.process_index, a.device)
+    seed_step(seed_at(t.recipe.seed, step) * a.num_processes + a.process_index, a.device)
     t.method.progress = step / t.total
     batch = batch.to(a.device)
     loss, logs = t.wrapped(batch)
@@ -490,13 +488,13 @@ def describe(
 
 def read_run(folder: str | Path) -> dict:
     "What `experiment.json` in a run's folder says, checked for being one."
-    said = read_json(Path(folder) / RUN, "the folder of a training")
-    if said.get("format") != 2 or not all(isinstance(said.get(k), dict) for k in ("about", "training", "versions")):
+    found = read_json(Path(folder) / RUN, "the folder of a training")
+    if found.get("format") != 2 or not all(isinstance(found.get(k), dict) for k in ("about", "training", "versions")):
         raise MetakdError(
             f"{Path(folder) / RUN}: not what this version of metakd writes; train again, or read it with the version "
             "that wrote it"
         )
-    return said
+    return found
 
 
 def check_run(out: Path, now: dict) -> None:
@@ -504,7 +502,7 @@ def check_run(out: Path, now: dict) -> None:
     about the method and the data alone.
     """
     then, now = read_run(out), json.loads(json_bytes(now))
-    about = [{k: v for k, v in said["about"].items() if k != "paths"} for said in (then, now)]
+    about = [{k: v for k, v in found["about"].items() if k != "paths"} for found in (then, now)]
     found = (differences(*about) if all(about) else []) + differences(then["training"], now["training"])
     if found:
         raise MetakdError(

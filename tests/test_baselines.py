@@ -37,7 +37,7 @@ def prepared(name, rate=0.2, **recipe):
 
 
 def fit(p, out=None, **options):
-    return train(p.method, p.task, p.recipe, p.train, p.validation, p.asked, out, progress=False, **options)
+    return train(p.method, p.task, p.recipe, p.train, p.validation, p.tested, out, progress=False, **options)
 
 
 def test_there_are_all():

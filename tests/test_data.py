@@ -26,10 +26,10 @@ def server(tmp_path, monkeypatch):
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *args):
-            self.server.asked.append(self.path)
+            self.server.tested.append(self.path)
 
     httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder))
-    httpd.asked, httpd.folder = [], folder
+    httpd.tested, httpd.folder = [], folder
     threading.Thread(target=httpd.serve_forever, daemon=True).start()
     yield httpd
     httpd.shutdown()
@@ -43,9 +43,9 @@ def test_download_checks_every_file_and_never_fetches_twice(server, tmp_path):
     folder = audiovision.download(tmp_path / "cache", url(server))
     assert [p.name for p in audiovision.wav_files(folder)] == [f"{k}_theo_0.wav" for k in range(4)]
     audiovision.check_recordings(audiovision.wav_files(folder))
-    asked = len(server.asked)
+    asked = len(server.tested)
     audiovision.download(tmp_path / "cache", url(server))
-    assert len(server.asked) == asked
+    assert len(server.tested) == asked
 
 
 def test_download_refuses_a_file_that_differs(server, tmp_path):

@@ -98,7 +98,7 @@ def test_full_disk_keeps_the_last_good_checkpoint(tmp_path):
         p.recipe,
         p.train,
         p.validation,
-        p.asked,
+        p.tested,
         out,
         progress=False,
         checkpoint_seconds=0,

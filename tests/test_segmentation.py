@@ -140,13 +140,13 @@ def test_an_absent_sequence_is_never_opened_and_each_window_is_encoded_once(coho
 def test_what_stands_in_an_absent_sequence_does_not_matter(skips):
     method, _ = Brats(Path(".")).build(SegmentationRecipe(window=(16, 16, 16), skips=skips))
     x = {m: torch.randn(2, 1, 16, 16, 16) for m in method.modalities}
-    here = torch.tensor([[True, False, False, True], [False, True, False, False]])
+    present = torch.tensor([[True, False, False, True], [False, True, False, False]])
     with torch.inference_mode():
-        clean = method.predict(x, here)
+        clean = method.predict(x, present)
         poisoned = {
-            m: v.masked_fill(~here[:, k].view(2, 1, 1, 1, 1), float("nan")) for k, (m, v) in enumerate(x.items())
+            m: v.masked_fill(~present[:, k].view(2, 1, 1, 1, 1), float("nan")) for k, (m, v) in enumerate(x.items())
         }
-        assert torch.equal(method.predict(poisoned, here), clean)
+        assert torch.equal(method.predict(poisoned, present), clean)
 
 
 def test_predictions_lie_on_the_input_and_a_volume_smaller_than_the_window_is_fine(cohort, run, tmp_path):
@@ -224,7 +224,7 @@ def test_training_on_half_precision_and_with_the_zero_skips(cohort, tmp_path):
         epochs=1, crops=1, window=(24, 24, 24), precision="bf16", skips="zero", drop_from=0.0, distill_from=0.0
     )
     p = Brats(cohort, cache=tmp_path / "cache").prepare(recipe)
-    history = train(p.method, p.task, p.recipe, p.train, p.validation, p.asked, meta=p.meta, progress=False)
+    history = train(p.method, p.task, p.recipe, p.train, p.validation, p.tested, meta=p.meta, progress=False)
     assert history.loss.notna().all() and {q.dtype for q in p.method.parameters()} == {torch.float32}
 
 

@@ -43,7 +43,7 @@ def prepared(cohort, split, name, **recipe):
 
 def fit(p, out=None, **options):
     return train(
-        p.method, p.task, p.recipe, p.train, p.validation, p.asked, out, progress=False, meta=p.meta, **options
+        p.method, p.task, p.recipe, p.train, p.validation, p.tested, out, progress=False, meta=p.meta, **options
     )
 
 
@@ -122,15 +122,15 @@ def test_it_learns_one_batch(name):
         m: torch.randn(2, 1, 16, 16, 16) + (y[:, 2:] if m == "flair" else 2 * y[:, :1] if m == "t1c" else y[:, 1:2])
         for m in method.modalities
     }
-    here, best = torch.ones(2, 4, dtype=torch.bool), 0.0
+    present, best = torch.ones(2, 4, dtype=torch.bool), 0.0
     for step in range(80):
-        loss, _ = method.train().training_loss(Batch(x, here, y))
+        loss, _ = method.train().training_loss(Batch(x, present, y))
         method.optimizers["network"].zero_grad()
         loss.backward()
         method.optimizers["network"].step()
         if step % 10 == 9:
             with torch.inference_mode():
-                best = task.metrics(task.scores(method.eval().predict(x, here), y))["dice"]
+                best = task.metrics(task.scores(method.eval().predict(x, present), y))["dice"]
             if best > 0.9:
                 return
     raise AssertionError(f"Dice {best} after 80 steps")

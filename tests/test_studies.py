@@ -39,7 +39,7 @@ def fit(name, out=None, own=None, **options):
         p.recipe,
         p.train,
         p.validation,
-        p.asked,
+        p.tested,
         out,
         progress=False,
         checkpoint_seconds=0,

@@ -25,10 +25,10 @@ def test_a_small_sweep_through_a_local_ray(tmp_path):
                 raise
         finally:
             ray.shutdown()
-    here = table2(tmp_path / "here", AudioVisionRecipe(epochs=1), jobs, workers=1, backend="sequential")
+    present = table2(tmp_path / "here", AudioVisionRecipe(epochs=1), jobs, workers=1, backend="sequential")
     key = ["method", "seed", "accuracy", "validation", "train_loss"]
     pd.testing.assert_frame_equal(
-        runs[key].sort_values("method", ignore_index=True), here[key].sort_values("method", ignore_index=True)
+        runs[key].sort_values("method", ignore_index=True), present[key].sort_values("method", ignore_index=True)
     )
 
 

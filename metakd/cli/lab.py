@@ -13,7 +13,7 @@ from typing import Literal
 import pandas as pd
 import torch
 
-from .run import DIGITS, PEOPLE, SCANS
+from .run import Digits, People, Scans
 from ..data.adni import MODALITIES
 from ..data.audiovision import choose_recordings
 from ..files import MetakdError, json_bytes, write_table
@@ -77,7 +77,7 @@ def table1_command(
     backend: str = "loky",
     split: Path | None = None,
     post: bool = False,
-    recipe: type(SCANS) = SCANS,
+    recipe: Scans = Scans(),
 ) -> None:
     """The paper's Table 1: methods x seeds, every test case from all 15 subsets; run it again to continue.
 
@@ -108,7 +108,7 @@ def study_command(
     seeds: int = 5,
     out: Path = Path("results"),
     jobs: int = 2,
-    recipe: type(PEOPLE) = PEOPLE,
+    recipe: People = People(),
 ) -> None:
     """Compare methods on unlike modalities: methods x seeds, all subsets; run it again to continue.
 
@@ -173,7 +173,7 @@ def table2_command(
         Literal["paper-random", "paper-speaker", "paper-smil", "standard-random", "standard-speaker", "standard-smil"],
         ...,
     ] = ("paper-random", "standard-speaker"),
-    recipe: type(DIGITS) = DIGITS,
+    recipe: Digits = Digits(),
     source: Literal["auto", "fsdd", "espeak"] = "auto",
     path: str | None = None,
 ) -> None:
@@ -209,7 +209,7 @@ def demo(
     jobs: int = 2,
     rate: float = 0.05,
     seeds: int = 2,
-    recipe: type(DIGITS) = DIGITS,
+    recipe: Digits = Digits(),
     source: Literal["auto", "fsdd", "espeak"] = "auto",
 ) -> None:
     """MetaKD, NoKD and the bounds at one rate: a table, a CSV and pictures, in minutes.

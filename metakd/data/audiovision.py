@@ -210,7 +210,7 @@ def synthesiser() -> Callable[
 
     lib.espeak_SetSynthCallback(collect)
 
-    def say(text: str, voice: str, pitch: int, speed: int) -> np.ndarray:
+    def speak(text: str, voice: str, pitch: int, speed: int) -> np.ndarray:
         pieces.clear()
         if lib.espeak_SetVoiceByName(voice.encode()) != 0:
             raise MetakdError(f"eSpeak NG has no voice '{voice}'")
@@ -221,8 +221,8 @@ def synthesiser() -> Callable[
         lib.espeak_Synchronize()
         return np.concatenate(pieces).astype("float32") / 32768
 
-    say.keep = collect  # the library holds a bare pointer to it
-    return say
+    speak.keep = collect  # the library holds a bare pointer to it
+    return speak
 
 # %% ../../nbs/301_audiovision.ipynb #4c4e1ec3
 def synthesise(folder: Path | None = None) -> Path:  # the folder
@@ -235,12 +235,14 @@ def synthesise(folder: Path | None = None) -> Path:  # the folder
         f".{folder.name}.{os.getpid()}.tmp"
     )  # renamed when whole: two processes may do this at once
     (temporary / "recordings").mkdir(parents=True)
-    say, rng = synthesiser(), np.random.default_rng(0)
+    speak, rng = synthesiser(), np.random.default_rng(0)
     digits = "zero one two three four five six seven eight nine".split()
     for speaker, (voice, pitch) in tqdm(VOICES.items(), desc="synthesising speech", unit="voice"):
         for take in range(TAKES):
             for digit, word in enumerate(digits):
-                wave = say(word, voice, int(np.clip(pitch + rng.integers(-20, 21), 0, 99)), int(rng.integers(110, 240)))
+                wave = speak(
+                    word, voice, int(np.clip(pitch + rng.integers(-20, 21), 0, 99)), int(rng.integers(110, 240))
+                )
                 wave, _ = librosa.effects.trim(librosa.resample(wave, orig_sr=22050, target_sr=RATE), top_db=35)
                 soundfile.write(
                     temporary / "recordings" / f"{digit}_{speaker}_{take}.wav",
@@ -486,9 +488,9 @@ def split_samples(
             raise MetakdError(f"the split 'speaker' needs at least two speakers, there is only {data.speakers[0]}")
         out = max(1, round(0.3 * len(data.speakers)))
         held_out = torch.tensor([(seed * out + k) % len(data.speakers) for k in range(out)])
-        heard = ~torch.isin(data.speaker, held_out)
-        test = everything[~heard]
-        validation, train = balanced(data.y, everything[heard], round(heard.sum().item() / 7), g)
+        trained_on = ~torch.isin(data.speaker, held_out)
+        test = everything[~trained_on]
+        validation, train = balanced(data.y, everything[trained_on], round(trained_on.sum().item() / 7), g)
     else:
         raise MetakdError(f"unknown split '{split}': choose random, speaker or smil")
     return train, validation, test

@@ -322,7 +322,7 @@ def write_cohort(
             "16 a side, and a positive spacing"
         )
     note = out / "cohort.txt"
-    said = (
+    header = (
         "simulated glioma cohort for learning and testing, not for medical use; "
         f"shape {list(shape)}, spacing {spacing} mm, seed {seed}\n"
     )
@@ -330,14 +330,14 @@ def write_cohort(
         found = note.read_text(encoding="utf-8", errors="replace") if note.exists() else None
     except OSError as e:
         raise MetakdError(f"{note}: could not be read ({e.strerror}); choose another folder") from None
-    if found not in (None, said):
+    if found not in (None, header):
         raise MetakdError(f"{out} holds another cohort ({found.strip()[:200]}); choose another folder")
     if found is None and out.is_dir() and any(out.iterdir()):
         raise MetakdError(f"{out} is not empty and holds no simulated cohort; choose another folder")
     anatomy(spacing), tumour_sites()  # without the template nothing is written
     try:
         out.mkdir(parents=True, exist_ok=True)
-        note.write_text(said)
+        note.write_text(header)
     except OSError as e:
         raise MetakdError(f"{out}: could not be written ({e.strerror})") from None
     work = joblib.Parallel(jobs, return_as="generator")(

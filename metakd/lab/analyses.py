@@ -23,7 +23,7 @@ from ..batch import Batch, Source
 from ..data.scans import REGIONS, SEQUENCES, Volumes
 from ..evaluation import evaluate, gather, reliability
 from ..files import MetakdError, digest
-from .experiment import Experiment, Prepared
+from .experiment import Experiment, Setup
 from .sweep import has_run, keep_recipe, read_runs, sweep
 from .table1 import Brats, case_digests, trained
 from .table2 import AudioVision, AudioVisionRecipe, load_once
@@ -57,10 +57,10 @@ def imputation_error(
                 rows = batch.available[:, m] & (batch.available.sum(1) > 1)
                 if not rows.any():
                     continue
-                here = batch.available[rows].clone()
-                here[:, m] = False
+                present = batch.available[rows].clone()
+                present[:, m] = False
                 seen = [f[rows].index_fill(1, torch.tensor(m, device=f.device), 0) for f in features]
-                guess = model.impute(seen, here)[-1][:, m].float().flatten(1)
+                guess = model.impute(seen, present)[-1][:, m].float().flatten(1)
                 true = features[-1][rows, m].float().flatten(1)
                 sums[:, m] += torch.stack(
                     [(guess - true).abs().mean(1).sum(), F.cosine_similarity(guess, true, 1).sum()]
@@ -91,13 +91,13 @@ def changed(
     return replace(whole, **{k: v for k, v in changes.items() if v != "accuracy"})
 
 
-def fit_here(experiment: Experiment, p: Prepared, **options) -> pd.DataFrame:
+def fit_here(experiment: Experiment, p: Setup, **options) -> pd.DataFrame:
     "Train, and leave nothing on disk."
-    return train(p.method, p.task, p.recipe, p.train, p.validation, p.asked, progress=False, meta=p.meta, **options)
+    return train(p.method, p.task, p.recipe, p.train, p.validation, p.tested, progress=False, meta=p.meta, **options)
 
 
 def own_accuracies(
-    experiment: Experiment, recipe: Recipe, fit: Callable[[Experiment, Prepared], object]
+    experiment: Experiment, recipe: Recipe, fit: Callable[[Experiment, Setup], object]
 ) -> tuple[float, ...]:  # M
     "Train, then the validation metric of each modality alone."
     p = experiment.prepare(recipe)
@@ -113,8 +113,8 @@ def prepared(
     recipe: Recipe,
     changes: Mapping[str, object],
     # how NoKD is trained where the weights are to be each modality's own accuracy
-    fit: Callable[[Experiment, Prepared], object] = fit_here,
-) -> Prepared:
+    fit: Callable[[Experiment, Setup], object] = fit_here,
+) -> Setup:
     "The experiment with the recipe changed."
     recipe = changed(experiment, recipe, changes)
     if changes.get("weights") == "accuracy":
@@ -147,7 +147,7 @@ TITLES = {
 }  # what `tested` means for training
 
 
-def watcher(p: Prepared):
+def watcher(p: Setup):
     """What `train` shall write down beside the losses: imputation's error, and the loss on validation data with
     everything present.
     """

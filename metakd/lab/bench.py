@@ -78,7 +78,7 @@ def bench_training(recipe: Recipe, repeats: int) -> dict:
     for _ in range(repeats):
         run = AudioVision().prepare(longer)
         seconds = train_method(
-            run.method, run.task, longer, p.train, few, p.asked, meta=p.validation, progress=False
+            run.method, run.task, longer, p.train, few, p.tested, meta=p.validation, progress=False
         ).seconds
         whole += seconds.diff().dropna().tolist()
         for _ in range(2):
@@ -117,14 +117,14 @@ def bench_evaluation(recipe: Recipe, repeats: int) -> dict:
     "All subsets from one encoding against a forward pass for each."
     p = AudioVision().prepare(recipe)
     p.method.eval()
-    x, here, subsets = p.test.x, p.test.available, all_subsets(2)
+    x, present, subsets = p.test.x, p.test.available, all_subsets(2)
     with torch.inference_mode():
 
         def once():
-            return p.method.predict_subsets(x, here, subsets)
+            return p.method.predict_subsets(x, present, subsets)
 
         def each():
-            return torch.stack([p.method.predict(x, s.expand(len(here), -1)) for s in subsets])
+            return torch.stack([p.method.predict(x, s.expand(len(present), -1)) for s in subsets])
 
         difference = (once() - each()).abs().max().item()
         t = interleaved({"once": once, "each": each}, repeats)

@@ -26,7 +26,7 @@ from ..data.shipped import ad_data, multiple_features
 from ..data.tables import PARTS, Samples, View, align, check_split, hide, read_split, stratified_split
 from ..evaluation import evaluate, evaluate_present
 from ..files import MetakdError, MetakdWarning
-from .experiment import Experiment, Prepared
+from .experiment import Experiment, Setup
 from .sweep import has_run, keep_recipe, read_runs, sweep
 from ..methods.metakd import MetaKDRecipe
 from ..methods.supervised import ClassifierRecipe
@@ -130,7 +130,7 @@ class Study(Experiment):
         task = Classification(len(samples.classes), METRICS, y if recipe.balanced else None)
         return self.build_method(samples.shapes, task, recipe), task, recipe
 
-    def prepare(self, recipe: StudyRecipe) -> Prepared:
+    def prepare(self, recipe: StudyRecipe) -> Setup:
         "Align, hide, split, build."
         samples, y = self.samples(recipe.seed)
         split = self.split(samples, y, recipe.seed)
@@ -142,7 +142,7 @@ class Study(Experiment):
             classes=[str(c) for c in samples.classes],
             test={"samples": test.size, "digest": source_digest(test)},
         )
-        return Prepared(
+        return Setup(
             method,
             task,
             recipe,
@@ -156,7 +156,7 @@ class Study(Experiment):
             [str(i) for i in split["test"]],
         )
 
-    def prepare_test(self, recipe: StudyRecipe, about: Mapping, split: Path | None = None) -> Prepared:
+    def prepare_test(self, recipe: StudyRecipe, about: Mapping, split: Path | None = None) -> Setup:
         """The test people of a run, or those that another split names; tables get the columns that the training had, in
         their order.
         """
@@ -176,7 +176,7 @@ class Study(Experiment):
             )
         test = samples.at([known[n] for n in names["test"]])
         method, task, recipe = self.build(samples, None, recipe)
-        return Prepared(
+        return Setup(
             method,
             task,
             recipe,
@@ -249,7 +249,7 @@ KEY = ["data", "hidden", "folds", "drop", "method", "seed"]
 
 
 def result_rows(
-    study: Study, p: Prepared, validation: float
+    study: Study, p: Setup, validation: float
 ) -> list[tuple[str, list[dict]]]:  # [(file, rows), ...], the run's own row last
     "Test data, once, at the end."
     key = dict(zip(KEY, (study.data, study.hidden, study.folds, p.recipe.drop, study.method, p.recipe.seed)))
@@ -275,7 +275,7 @@ def study_run(recipe: StudyRecipe, seed: int, drop: float, **study) -> list[tupl
             "ignore", MetakdWarning
         )  # who is left out, and which columns say nothing, was said once, by `studies`
         p = study.prepare(replace(recipe, seed=seed))
-    history = train(p.method, p.task, p.recipe, p.train, p.validation, p.asked, progress=False, meta=p.meta)
+    history = train(p.method, p.task, p.recipe, p.train, p.validation, p.tested, progress=False, meta=p.meta)
     watched, weights = history[p.task.main_metric], history[[c for c in history if c.startswith("w_")]]
     results = result_rows(study, p, watched.max() if recipe.select == "best" else watched.iloc[-1])
     key = {k: results[-1][1][0][k] for k in KEY}

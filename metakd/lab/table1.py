@@ -35,7 +35,7 @@ from metakd.data.scans import (
 )
 from ..evaluation import evaluate
 from ..files import MetakdError, MetakdWarning, atomic_write, cache_dir, digest, json_bytes, read_json
-from .experiment import Experiment, Prepared
+from .experiment import Experiment, Setup
 from .sweep import check_backend, has_run, keep_recipe, read_runs, sweep
 from ..methods.metakd import MetaKDRecipe
 from ..methods.supervised import SegmentationRecipe
@@ -172,7 +172,7 @@ class Brats(Experiment):
             for part, cases in parts.items()
         }
 
-    def prepare(self, recipe: SegmentationRecipe) -> Prepared:
+    def prepare(self, recipe: SegmentationRecipe) -> Setup:
         "Find, split and read the cases, build the method."
         parts = self.volumes(self.parts(), recipe)
         known = {part: volumes.survey() for part, volumes in parts.items()}
@@ -203,7 +203,7 @@ class Brats(Experiment):
                 f"prepared volumes in {self.cache or cache_dir() / 'brats'}",
             ]
         )
-        return Prepared(
+        return Setup(
             method,
             task,
             method.recipe,
@@ -217,7 +217,7 @@ class Brats(Experiment):
             parts["test"].names,
         )
 
-    def prepare_test(self, recipe: SegmentationRecipe, about: Mapping, split: Path | None = None) -> Prepared:
+    def prepare_test(self, recipe: SegmentationRecipe, about: Mapping, split: Path | None = None) -> Setup:
         """The test cases of a run by their names, or those that another split names: which may be of another hospital,
         and none that the run was trained on.
         """
@@ -239,7 +239,7 @@ class Brats(Experiment):
                     "be tested on it"
                 )
         method, task = self.build(recipe, about["scans"]["spacing"])
-        return Prepared(
+        return Setup(
             method,
             task,
             method.recipe,
@@ -313,10 +313,10 @@ def score_rows(
     "One row a (case, subset, region), and one a (subset, region): Dice in %, 95 % Hausdorff distance in mm."
     cases = []
     for r in table.to_dict("records"):
-        here = dict(zip(SEQUENCES, parse_subset(r["subset"], SEQUENCES).int().tolist()))
+        present = dict(zip(SEQUENCES, parse_subset(r["subset"], SEQUENCES).int().tolist()))
         cases += [
             {
-                **here,
+                **present,
                 "region": g,
                 **key,
                 "case": names[r["sample"]],
@@ -331,13 +331,13 @@ def score_rows(
 
 
 def trained(
-    p: Prepared,
+    p: Setup,
     out: Path,  # the run's folder
     **options,  # of `train`
 ) -> pd.DataFrame:  # the run's history
     "Train, or continue, or read what is trained already: afterwards the method has its weights."
     if (out / "weights.safetensors").exists():
-        check_run(out, describe(p.method, p.train, p.validation, p.asked, p.meta, p.about))
+        check_run(out, describe(p.method, p.train, p.validation, p.tested, p.meta, p.about))
         difference = recipe_difference(
             read_json(out / "recipe.json", "a recipe"), json.loads(json_bytes(asdict(p.recipe)))
         )
@@ -354,7 +354,7 @@ def trained(
             p.recipe,
             p.train,
             p.validation,
-            p.asked,
+            p.tested,
             out,
             resume=True,
             progress=False,
@@ -500,11 +500,15 @@ def table1_gains(
     """
     rows, others = [], [m for m in Brats.methods() if m != method and m in set(cases.method)]
     for region in REGIONS:
-        here = cases[cases.region == region]
+        present = cases[cases.region == region]
         for other in others:
-            seeds = set(here[here.method == method].seed) & set(here[here.method == other].seed)
+            seeds = set(present[present.method == method].seed) & set(present[present.method == other].seed)
             pairs = (
-                here[here.seed.isin(seeds)].groupby(["case", "method"]).dice.mean().unstack()[[method, other]].dropna()
+                present[present.seed.isin(seeds)]
+                .groupby(["case", "method"])
+                .dice.mean()
+                .unstack()[[method, other]]
+                .dropna()
             )
             gain, half = mean_interval(pairs[method] - pairs[other])
             rows.append(

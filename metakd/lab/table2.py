@@ -22,7 +22,7 @@ from ..batch import select, source_digest, subset_name
 from ..data.audiovision import MODALITIES, SHAPES, load, setting
 from ..evaluation import evaluate
 from ..files import MetakdError, digest
-from .experiment import Experiment, Prepared
+from .experiment import Experiment, Setup
 from .sweep import check_backend, has_run, keep_recipe, read_runs, sweep
 from ..methods.metakd import MetaKDRecipe
 from ..methods.registry import MethodSpec
@@ -130,19 +130,19 @@ class AudioVision(Experiment):
         found |= {m: replace(found["NoKD"], name=m) for m in BOUNDS}
         return {m: found[m] for m in (*cls.rows, *(m for m in found if m not in cls.rows))}
 
-    def prepare(self, recipe: AudioVisionRecipe) -> Prepared:
+    def prepare(self, recipe: AudioVisionRecipe) -> Setup:
         "Load the data, cut the setting, build the method."
         data, bound = load_once(self.front_end, self.path, self.source), BOUNDS.get(self.method)
         s = setting(data, self.tested, bound.rate if bound else self.rate, self.split, recipe.seed)
-        parts, shapes, asked = (s.train, s.validation, s.test, s.meta), SHAPES, s.tested
+        parts, shapes, tested = (s.train, s.validation, s.test, s.meta), SHAPES, s.tested
         if bound and bound.tested_only:
             parts = tuple(select(p, MODALITIES, (self.tested,)) for p in parts)
-            shapes, asked = {self.tested: SHAPES[self.tested]}, torch.tensor([True])
+            shapes, tested = {self.tested: SHAPES[self.tested]}, torch.tensor([True])
         if bound and bound.asks_all:
-            asked = torch.ones_like(asked)
+            tested = torch.ones_like(tested)
         recipe, task = self.recipe_for(self.method, recipe), Classification(10)
         about = self.about(recordings=data.source, test={"samples": parts[2].size, "digest": source_digest(parts[2])})
-        return Prepared(self.build_method(shapes, task, recipe), task, recipe, *parts, asked, data.source, about)
+        return Setup(self.build_method(shapes, task, recipe), task, recipe, *parts, tested, data.source, about)
 
 # %% ../../nbs/503_table2.ipynb #1949ef60
 def run(
@@ -161,7 +161,7 @@ def run(
         p.recipe,
         p.train,
         p.validation,
-        p.asked,
+        p.tested,
         out,
         resume,
         progress,
@@ -179,7 +179,7 @@ def run(
         "rate": experiment.rate if own is None else own,
         "method": experiment.method,
         "seed": recipe.seed,
-        "accuracy": round(100 * accuracy[subset_name(p.asked, p.method.modalities)], 4),
+        "accuracy": round(100 * accuracy[subset_name(p.tested, p.method.modalities)], 4),
         **{
             f"accuracy_{name}": round(100 * accuracy[k], 4) if k in accuracy else float("nan")
             for name, k in (("image", "image"), ("audio", "audio"), ("both", "image+audio"))

@@ -91,7 +91,7 @@ class ExpertsDecoder(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.experts, self.out = Experts(width, dropout=dropout, **experts), nn.Linear(modalities * width, classes)
 
-    def look(
+    def routed(
         self, features: list[Tensor]
     ) -> tuple[Tensor, Tensor]:  # [B, M, C, patches] -> logits [B, classes], router's scores [B, M * patches, experts]
         b, m, c, patches = features[-1].shape
@@ -103,7 +103,7 @@ class ExpertsDecoder(nn.Module):
         return self.out(x.unflatten(1, (m, patches)).mean(2).flatten(1)), scores.unflatten(0, x.shape[:2])
 
     def forward(self, features: list[Tensor]) -> Tensor:  # logits [B, classes]
-        return self.look(features)[0]
+        return self.routed(features)[0]
 
 # %% ../../nbs/410_flexmoe.ipynb #49c40012
 def evenness(
@@ -176,7 +176,7 @@ class FlexMoE(Supervised):
 
     def training_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         features = self.model.impute(self.model.encode(batch.x, batch.available), batch.available)
-        logits, scores = self.model.decoder.look(features)
+        logits, scores = self.model.decoder.routed(features)
         task, whole = self.task.loss(logits, batch.y), batch.available.all(1)
         gate = task.new_zeros(())
         if whole.any():

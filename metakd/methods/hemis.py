@@ -25,10 +25,10 @@ def moments(
     available: Tensor,  # [B, M] bool
 ) -> Tensor:  # [B, 2, C, ...]
     "Mean and population variance over the present modalities."
-    here = expand_to(available, features).to(features.dtype)
-    n = here.sum(1, keepdim=True).clamp(min=1)
+    present = expand_to(available, features).to(features.dtype)
+    n = present.sum(1, keepdim=True).clamp(min=1)
     mean = features.sum(1, keepdim=True) / n
-    return torch.cat([mean, ((features - mean).square() * here).sum(1, keepdim=True) / n], 1)
+    return torch.cat([mean, ((features - mean).square() * present).sum(1, keepdim=True) / n], 1)
 
 # %% ../../nbs/406_hemis.ipynb #e5f55792
 def preactivated(

@@ -18,7 +18,7 @@ from .hemis import WIDTHS, PlainEncoder, ResizeDecoder
 from .registry import register
 from .supervised import Supervised
 from ..nn.model import MultimodalModel
-from ..nn.networks import Encoders, in_company
+from ..nn.networks import Encoders, apply_network
 from ..tasks.base import Recipe, Task
 
 # %% ../../nbs/407_hved.ipynb #8c47f0ff
@@ -94,7 +94,7 @@ class HVED(Supervised):
         for column, m in zip(batch.available.T, self.modalities):
             if column.any():
                 errors.append(
-                    (in_company(self.decoders[m], [f[column] for f in latent]) - batch.x[m][column])
+                    (apply_network(self.decoders[m], [f[column] for f in latent]) - batch.x[m][column])
                     .square()
                     .flatten(1)
                     .mean(1)

@@ -185,11 +185,11 @@ class MMFormer(Supervised):
         size = batch.y.shape[2:]
         task = self.task.loss(fine, batch.y)
         deep = sum(self.task.loss(F.interpolate(c, size, mode="trilinear"), batch.y) for c in coarse)
-        here = batch.available
-        levels = [f[here] for f in features[:-1]]  # the present (sample, sequence) pairs
+        present = batch.available
+        levels = [f[present] for f in features[:-1]]  # the present (sample, sequence) pairs
         own = self.alone.predictions(levels[-1], [f[:, None] for f in levels[:-1]])[-1]
         separate = (
-            self.task.loss(own, batch.y.repeat_interleave(here.sum(1), 0)) * here.sum() / batch.size
+            self.task.loss(own, batch.y.repeat_interleave(present.sum(1), 0)) * present.sum() / batch.size
         )  # a sum over the sequences of a sample
         logs = {"task": task, "deep": deep, "separate": separate}
         return task + self.recipe.deep * deep + self.recipe.separate * separate, {

@@ -19,7 +19,7 @@ from .registry import register
 from .supervised import Supervised
 from ..nn.imputation import impute_zero
 from ..nn.model import MultimodalModel
-from ..nn.networks import Encoders, in_company
+from ..nn.networks import Encoders, apply_network
 from ..tasks.base import Recipe, Task
 
 # %% ../../nbs/408_robustseg.ipynb #2c1eb66a
@@ -183,10 +183,10 @@ class RobustSeg(Supervised):
             if not column.any():
                 continue
             x = batch.x[m][column]
-            code = in_company(self.appearance[m], x)
+            code = apply_network(self.appearance[m], x)
             reconstruction = (
                 reconstruction
-                + (in_company(self.decoders[m], fused[-1][column], code) - x).abs().flatten(1).mean(1).sum()
+                + (apply_network(self.decoders[m], fused[-1][column], code) - x).abs().flatten(1).mean(1).sum()
                 / batch.size
             )
             divergence = divergence + 0.5 * code.square().mean(1).sum() / batch.size

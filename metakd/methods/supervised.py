@@ -49,7 +49,7 @@ class Supervised(Method):
     def training_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         features = self.model.encode(batch.x, batch.available)
         loss = self.task.loss(self.model.decode(self.model.impute(features, batch.available)), batch.y)
-        return loss + self.model.lesson(features, batch.available), {"task": loss.detach()}
+        return loss + self.model.auxiliary_loss(features, batch.available), {"task": loss.detach()}
 
     def predict(self, x: dict[str, Tensor], available: Tensor) -> Tensor:
         return self.model(x, available)

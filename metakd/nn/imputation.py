@@ -55,12 +55,12 @@ class Imputer(nn.Module):
             expand_to(available, features), features, self.guess(features, self.sources(available)).to(features.dtype)
         )
 
-    def lesson(self, features: Tensor, available: Tensor) -> Tensor:  # []
+    def auxiliary_loss(self, features: Tensor, available: Tensor) -> Tensor:  # []
         "Mean squared error of guessing what is there from the rest of its sample; no gradient reaches the features."
         fixed, sources = features.detach(), self.sources(available)
-        asked = available & sources.any(2)
+        query = available & sources.any(2)
         error = (self.guess(fixed, sources) - fixed).square().flatten(2).mean(2)
-        return torch.where(asked, error, 0).sum() / asked.sum().clamp(min=1)
+        return torch.where(query, error, 0).sum() / query.sum().clamp(min=1)
 
 # %% ../../nbs/103_imputation.ipynb #21c00006
 def mean_of(
@@ -105,11 +105,11 @@ class GeneratorImputer(Imputer):
     def guess(self, features: Tensor, sources: Tensor) -> Tensor:
         mean = mean_of(features[:, None], sources)
         b, m, _, *place = mean.shape
-        asked = torch.cat([torch.eye(m, device=mean.device).expand(b, m, m), sources], 2).to(
+        query = torch.cat([torch.eye(m, device=mean.device).expand(b, m, m), sources], 2).to(
             mean.dtype
         )  # which one, from which
-        asked = asked.view(b, m, *[1] * len(place), 2 * m).expand(b, m, *place, 2 * m)
-        return mean + self.layers(torch.cat([mean.movedim(2, -1), asked], -1)).movedim(-1, 2)
+        query = query.view(b, m, *[1] * len(place), 2 * m).expand(b, m, *place, 2 * m)
+        return mean + self.layers(torch.cat([mean.movedim(2, -1), query], -1)).movedim(-1, 2)
 
 # %% ../../nbs/103_imputation.ipynb #21c00007
 def make_imputer(name: str, modalities: int, channels: int) -> Callable[[Tensor, Tensor], Tensor]:

@@ -60,11 +60,15 @@ class MultimodalModel(nn.Module):
         skips = self.impute_deepest if self.impute_skips is None else self.impute_skips
         return [*(skips(f, available) for f in features[:-1]), self.impute_deepest(features[-1], available)]
 
-    def lesson(self, features: list[Tensor], available: Tensor) -> Tensor | float:  # [], to be minimised
+    def auxiliary_loss(self, features: list[Tensor], available: Tensor) -> Tensor | float:  # [], to be minimised
         """What an imputation that learns (chapter 103) learns from; it moves the imputation alone. 0 for one that does
         not.
         """
-        return self.impute_deepest.lesson(features[-1], available) if isinstance(self.impute_deepest, Imputer) else 0.0
+        return (
+            self.impute_deepest.auxiliary_loss(features[-1], available)
+            if isinstance(self.impute_deepest, Imputer)
+            else 0.0
+        )
 
     def decode(self, features: list[Tensor]) -> Tensor:
         "Logits from complete features: equation (3)."
@@ -81,9 +85,9 @@ class MultimodalModel(nn.Module):
         "What the model would say had it been given only each subset, without encoding anything again."
         b, logits = features[0].shape[0], []
         for group in subsets.split(max(1, self.at_once // sum(f.numel() for f in features))):
-            here = group.repeat_interleave(b, 0)  # [s * b, M]: the subsets of a group are decoded as one batch
-            seen = [f.repeat(len(group), *[1] * (f.ndim - 1)).masked_fill_(~expand_to(here, f), 0) for f in features]
-            logits.append(self.decode(self.impute(seen, here)).unflatten(0, (len(group), b)))
+            present = group.repeat_interleave(b, 0)  # [s * b, M]: the subsets of a group are decoded as one batch
+            seen = [f.repeat(len(group), *[1] * (f.ndim - 1)).masked_fill_(~expand_to(present, f), 0) for f in features]
+            logits.append(self.decode(self.impute(seen, present)).unflatten(0, (len(group), b)))
         return torch.cat(logits)
 
 # %% ../../nbs/104_model.ipynb #4b1b217b

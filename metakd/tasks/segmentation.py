@@ -112,7 +112,7 @@ class Segmentation(Task):
         for sample, here in enumerate(available):
             names = [m for m, present in zip(method.modalities, here.tolist()) if present]
 
-            def look(windows: Tensor) -> Tensor:  # [n, present, d, h, w] -> [n, S * R, d, h, w]
+            def predict_windows(windows: Tensor) -> Tensor:  # [n, present, d, h, w] -> [n, S * R, d, h, w]
                 seen = {m: windows[:, k : k + 1] for k, m in enumerate(names)}
                 return (
                     method.predict_subsets(seen, here.expand(len(windows), -1).to(device), subsets.to(device))
@@ -125,7 +125,7 @@ class Segmentation(Task):
                 volume,
                 self.window,
                 self.window_batch,
-                look,
+                predict_windows,
                 self.overlap,
                 mode="constant",
                 sw_device=device,
