@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['OUTPUTS', 'VOLUMES', 'patients_in', 'named_patient', 'Scans', 'open_patient', 'unlike_training', 'probabilities',
-           'postprocess', 'picture', 'Options', 'predict_case', 'post_processed', 'draw', 'predict', 'add_volumes']
+           'picture', 'Options', 'predict_case', 'post_processed', 'draw', 'predict', 'add_volumes']
 
 # %% ../nbs/209_prediction.ipynb #cd03abbb
+import copy
 import io
 import warnings
 from collections.abc import Mapping, Sequence
@@ -16,19 +17,19 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from scipy import ndimage
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from .data.nifti import Grid, nifti_bytes, turn
 from metakd.data.scans import (
+    BRATS,
     NIFTI,
-    SEQUENCES,
     Case,
     Image,
+    ScanLayout,
     brain_box,
     from_regions,
-    normalise,
+    normalised,
     outline,
     read_case,
     scan,
@@ -36,6 +37,7 @@ from metakd.data.scans import (
 )
 from .files import MetakdError, MetakdWarning, atomic_write, check_outputs, make_folder, write_table
 from .nn.model import evaluating
+from .plots import colours
 from .tasks.base import Method
 from .tasks.segmentation import Segmentation
 
@@ -45,21 +47,22 @@ def patients_in(
     # sequence -> file, for one patient whose files are called something else
     named: Mapping[str, str | Path | None] | None = None,
     name: str | None = None,  # of the patient whose files are named; None: what the files are called, or their folder
+    layout: ScanLayout = BRATS,
 ) -> tuple[list[Case], list[str]]:  # cases, and what is wrong with the others
     "What there is to segment. A patient needs at least one sequence."
     named = {m: Path(p) for m, p in (named or {}).items() if p is not None}
     if bool(paths) == bool(named):
         raise MetakdError(
-            f"give either folders and files, or the sequences of one patient by name ({', '.join(SEQUENCES)})"
+            f"give either folders and files, or the sequences of one patient by name ({', '.join(layout.sequences)})"
         )
     if named:
-        return [named_patient(named, name)], []
+        return [named_patient(named, name, layout)], []
     if name is not None:
         raise MetakdError("a name is for one patient whose files are named; those in folders have names")
     cases, problems, files = [], [], []
     for path in map(Path, paths):
         if path.is_dir():
-            found = scan(path, labels=False)
+            found = scan(path, labels=False, layout=layout)
         elif path.exists():
             files.append(path)
             continue
@@ -67,7 +70,7 @@ def patients_in(
             raise MetakdError(f"{path}: no such file or folder")
         cases, problems = cases + found[0], problems + found[1]
     if files:
-        found = scan(files, labels=False)
+        found = scan(files, labels=False, layout=layout)
         cases += found[0]
         problems += found[1]
     if not cases and not problems:
@@ -78,23 +81,24 @@ def patients_in(
     return cases, problems
 
 
-def named_patient(named: dict[str, Path], name: str | None) -> Case:
+def named_patient(named: dict[str, Path], name: str | None, layout: ScanLayout = BRATS) -> Case:
     "One patient from files that were named."
     for m, p in named.items():
-        if m not in SEQUENCES:
-            raise MetakdError(f"unknown sequence '{m}': choose from {', '.join(SEQUENCES)}")
+        if m not in layout.sequences:
+            raise MetakdError(f"unknown sequence '{m}': choose from {', '.join(layout.sequences)}")
         if not p.is_file():
             raise MetakdError(f"{p}: no such file")
     first = next(iter(named.values()))
-    told = what_file(first) if NIFTI.fullmatch(first.name) else None
+    told = what_file(first, layout) if NIFTI.fullmatch(first.name) else None
     if name is None:
         name = told.case if told else first.name.split(".nii")[0]
     if not name or Path(name).name != name:
         raise MetakdError(f"'{name}' is no name for files; give one without / and such")
     return Case(
         name,
-        {m: Image(named[m]) for m in SEQUENCES if m in named},
-        convention="brats2023" if told and told.dashed else "brats",
+        {m: Image(named[m]) for m in layout.sequences if m in named},
+        convention="brats2023" if told and told.dashed and "brats2023" in layout.labels else "",
+        layout=layout,
     )
 
 # %% ../nbs/209_prediction.ipynb #c8c0d2f4
@@ -114,13 +118,14 @@ def open_patient(
 ) -> Scans:
     "Read and check what is there; nothing else is opened."
     volumes, grid, own = read_case(case)
-    x = {
-        m: torch.from_numpy(normalise(v, f"{case.name}: {case.images[m].path}", intensities)).half().float()
-        for m, v in volumes.items()
-    }
+    x = {m: torch.from_numpy(normalised(case, m, v, intensities)).half().float() for m, v in volumes.items()}
     box = brain_box(torch.stack(list(x.values())))
     return Scans(
-        {m: v[box][None, None] for m, v in x.items()}, torch.tensor([[m in volumes for m in SEQUENCES]]), box, grid, own
+        {m: v[box][None, None] for m, v in x.items()},
+        torch.tensor([[m in volumes for m in case.layout.sequences]]),
+        box,
+        grid,
+        own,
     )
 
 
@@ -172,33 +177,19 @@ def probabilities(
     whole[(slice(None), *scans.box)] = mean
     return whole
 
-# %% ../nbs/209_prediction.ipynb #21f981a2
-def postprocess(
-    regions: Tensor,  # [R, X, Y, Z] bool: ET, TC, WT
-    voxel: float = 1.0,  # mm3
-) -> Tensor:
-    "Drop small pieces; call a trace of ET core."
-    regions = regions.clone()
-    pieces, n = ndimage.label(regions.any(0).numpy(), np.ones((3, 3, 3)))
-    if n:
-        sizes = np.bincount(pieces.ravel())[1:] * voxel
-        small = 1 + np.flatnonzero(sizes < min(2000, 0.1 * sizes.max()))
-        regions[:, torch.from_numpy(np.isin(pieces, small))] = False
-    if 0 < regions[0].sum() * voxel < 500:
-        regions[0] = False  # what was ET is still within TC: label 1
-    return regions
-
 # %% ../nbs/209_prediction.ipynb #63eaae5d
 def picture(
     scans: Scans,
-    label: np.ndarray,  # [X, Y, Z] in BraTS labels, turned as the scans
+    label: np.ndarray,  # [X, Y, Z] in the layout's labels, turned as the scans
     title: str = "",
+    layout: ScanLayout = BRATS,
 ):
     """Every sequence that is there in the three planes with the most tumour, with outlines. Returns the matplotlib
     figure.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
     cut = label[scans.box]
     middle = [int((cut > 0).sum(tuple({0, 1, 2} - {a})).argmax()) if cut.any() else cut.shape[a] // 2 for a in range(3)]
@@ -214,10 +205,13 @@ def picture(
                 ax,
                 np.take(v[0, 0].numpy(), middle[a], a),
                 np.take(cut, middle[a], a),
+                layout=layout,
                 origin="lower" if a < 2 else "upper",
                 aspect=size[up] / size[across],
             )
-    figure.suptitle(f"{title}\nvermilion ET, blue TC, green WT", fontsize=9, parse_math=False)
+    figure.suptitle(title, fontsize=9, parse_math=False)
+    lines = [Line2D([], [], color=colour, label=region) for region, colour in colours(layout.regions).items()]
+    figure.legend(handles=lines, loc="outside lower center", ncols=len(lines), frameon=False, fontsize=8)
     return figure
 
 
@@ -233,7 +227,7 @@ class Options(NamedTuple):
     save_probabilities: bool = False
     png: bool = True
     precision: str = "no"  # or bf16
-    labels: str = "auto"  # the convention to answer in, a key of LABELS; auto: that of the patient's files
+    labels: str = "auto"  # the convention to answer in, of the layout; auto: that of the patient's files
     intensities: str = "quantile"  # the rule of `normalise`; that of the training
     trained: Mapping | None = None  # `scans` of a run's `about`, to compare a scan with
     overwrite: bool = False  # replace results that are there
@@ -259,18 +253,21 @@ def predict_case(
     for messages in unlike_training(case.name, scans, o.trained) if o.trained else ():
         warnings.warn(messages, MetakdWarning, stacklevel=2)
     p = probabilities(method, task, scans, o.mirror, o.precision)
-    task = task if not o.post else post_processed(task)
+    task = task if not o.post else post_processed(task, case.layout)
     regions = task.decide(p[None] > 0.5, scans.grid.spacing)[0]
     convention = case.convention if o.labels == "auto" else o.labels
 
     def stored(values):
         return np.ascontiguousarray(turn(values, scans.grid, scans.own)[0])
 
-    atomic_write(outputs["label"], nifti_bytes(stored(from_regions(regions, convention).numpy()), scans.own))
+    atomic_write(
+        outputs["label"], nifti_bytes(stored(from_regions(regions, convention, case.layout).numpy()), scans.own)
+    )
     if o.save_probabilities:
         atomic_write(outputs["probabilities"], nifti_bytes(stored(p.movedim(0, -1).numpy()), scans.own))
     if o.png:
-        draw(outputs["picture"], scans, from_regions(regions).numpy(), f"{case.name} from {'+'.join(scans.x)}")
+        ours = from_regions(regions, layout=case.layout).numpy()
+        draw(outputs["picture"], scans, ours, f"{case.name} from {'+'.join(scans.x)}", case.layout)
     ml = regions.flatten(1).sum(1).double() * scans.grid.voxel / 1000
     return {
         "name": case.name,
@@ -281,20 +278,20 @@ def predict_case(
     }
 
 
-def post_processed(task: Segmentation) -> Segmentation:
-    "The same task with the authors' post-processing."
-    import copy
-
+def post_processed(task: Segmentation, layout: ScanLayout = BRATS) -> Segmentation:
+    "The same task with the layout's post-processing."
+    if layout.post is None:
+        raise MetakdError(f"there is no post-processing for {layout.name}")
     task = copy.copy(task)
-    task.post = postprocess
+    task.post = layout.post
     return task
 
 
-def draw(path: Path, scans: Scans, label: np.ndarray, title: str) -> None:
+def draw(path: Path, scans: Scans, label: np.ndarray, title: str, layout: ScanLayout = BRATS) -> None:
     "The picture on disk; one that cannot be drawn is a warning."
     buffer = io.BytesIO()
     try:
-        picture(scans, label, title).savefig(buffer, format="png", dpi=110)
+        picture(scans, label, title, layout).savefig(buffer, format="png", dpi=110)
     except Exception as e:
         warnings.warn(
             f"{path.name}: the picture could not be drawn ({type(e).__name__}: {e}); the label map is written",

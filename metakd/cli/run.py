@@ -30,7 +30,7 @@ from ..lab.table1 import REFERENCE, Brats
 from metakd.lab.table2 import (
     AudioVision,
 )
-from ..prediction import VOLUMES, patients_in, postprocess, predict
+from ..prediction import VOLUMES, patients_in, predict
 from ..tasks.base import Recipe
 from ..tasks.segmentation import Segmentation
 from ..training import load_weights, read_run
@@ -201,7 +201,7 @@ def evaluate_run(
         check_test(run, p.about, about)
     load_weights(run, p.method).to(where)
     if isinstance(p.task, Segmentation):
-        p.task.hausdorff, p.task.post = True, postprocess if post else None
+        p.task.hausdorff, p.task.post = True, experiment.layout.post if post else None
     elif post:
         raise MetakdError("--post is for scans")
     p.test.check(p.method.modalities, p.method.shapes)

@@ -29,7 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..batch import Batch, all_subsets
 from ..data.audiovision import FRONT_ENDS, RATE, audio_features, choose_recordings, mfcc, read_wav
-from ..data.scans import SEQUENCES, Volumes, find_cases
+from ..data.scans import REGIONS, SEQUENCES, Volumes, find_cases
 from ..data.tables import align
 from ..files import MetakdError, atomic_write, json_bytes
 from .table1 import Brats
@@ -266,7 +266,7 @@ def bench_segmentation(
 ) -> dict:
     "Step, meta step and all subsets of a segmentation network, as ratios; and how far the answers differ."
     torch.manual_seed(0)
-    recipe, task = Brats.recipe_for("MetaKD"), Segmentation()
+    recipe, task = Brats.recipe_for("MetaKD"), Segmentation(REGIONS)
     method = MetaKD(segmenter(SEQUENCES, network), task, recipe).eval()
     model, importance, subsets = method.model, method.importance, all_subsets(4)
     x, y = {m: torch.randn(windows, 1, *window) for m in SEQUENCES}, (torch.rand(windows, 3, *window) < 0.2).float()
@@ -348,8 +348,8 @@ def bench_data(shape: Sequence[int] = (240, 240, 155), patients: int = 8) -> dic
         for name, cache in (("files", None), ("cached", Path(folder) / "cache")):
             recipe = Brats.recipe_for("MetaKD", SegmentationRecipe(epochs=1, batch_size=2, crops=3))
             torch.manual_seed(0)
-            task = Segmentation(window=recipe.window)
-            method, few = MetaKD(segmenter(), task, recipe), Volumes(cases[:1], recipe.window, cache)
+            task = Segmentation(REGIONS, window=recipe.window)
+            method, few = MetaKD(segmenter(SEQUENCES), task, recipe), Volumes(cases[:1], recipe.window, cache)
             if cache:
                 list(Volumes(cases, recipe.window, cache).whole())
             history = train_method(

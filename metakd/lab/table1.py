@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pandas as pd
 import torch
@@ -22,9 +22,11 @@ import torch
 from ..batch import all_subsets, parse_subset, source_digest
 from ..data.nifti import AXES
 from metakd.data.scans import (
+    BRATS,
     REGIONS,
     SEQUENCES,
     Case,
+    ScanLayout,
     Volumes,
     check_split,
     find_cases,
@@ -39,7 +41,6 @@ from .experiment import Experiment, Setup
 from .sweep import check_backend, has_run, keep_recipe, read_runs, sweep
 from ..methods.metakd import MetaKDRecipe
 from ..methods.supervised import SegmentationRecipe
-from ..prediction import postprocess
 from ..stats import mean_interval, paired_p
 from ..tasks.base import Method, check_type, joined, recipe_difference
 from ..tasks.segmentation import Segmentation
@@ -97,6 +98,7 @@ class Brats(Experiment):
 
     command, task, paths = "brats", "segmentation", ("data", "split", "cache")
     rows, shared, own = ROWS1, SegmentationRecipe, {"MetaKD": BratsMetaKD}
+    layout: ClassVar[ScanLayout] = BRATS
 
     data: Path
     """A folder of cases in the layout of any BraTS year, of the Decathlon's Task01_BrainTumour, or of the simulated
@@ -126,7 +128,7 @@ class Brats(Experiment):
 
     def cases(self) -> list[Case]:
         "Everything in the folder."
-        return find_cases(self.data, self.patients, self.labels)
+        return find_cases(self.data, self.patients, self.labels, self.layout)
 
     def parts(self) -> dict[str, list[Case]]:
         "The cases of each part of the split."
@@ -155,8 +157,9 @@ class Brats(Experiment):
     ) -> tuple[Method, Segmentation]:
         "The method with fresh weights from the recipe's seed, and the task; this needs no data."
         recipe = self.recipe_for(self.method, recipe)
-        task = Segmentation(tuple(REGIONS), recipe.window, spacing=spacing, bce=recipe.bce, **task_options)
-        return self.build_method(dict.fromkeys(SEQUENCES, (1, *recipe.window)), task, recipe), task
+        options = {"spacing": spacing, "bce": recipe.bce, "nested": self.layout.nested, **task_options}
+        task = Segmentation(tuple(self.layout.regions), recipe.window, **options)
+        return self.build_method(dict.fromkeys(self.layout.sequences, (1, *recipe.window)), task, recipe), task
 
     def volumes(self, parts: Mapping[str, Sequence[Case]], recipe: SegmentationRecipe) -> dict[str, Volumes]:
         "Each part as a source, every case read once and everything that is wrong with any of them said at once."
@@ -180,8 +183,7 @@ class Brats(Experiment):
         method, task = self.build(recipe, training[0]["spacing"])
         about = self.about(
             split={part: {name: s["digest"] for name, s in found.items()} for part, found in known.items()},
-            sequences=list(SEQUENCES),
-            regions=list(REGIONS),
+            layout=self.layout.about(),
             scans={
                 "axes": AXES,
                 "spacing": training[0]["spacing"],
@@ -198,7 +200,7 @@ class Brats(Experiment):
         source = "; ".join(
             [
                 ", ".join(source),
-                *map(merged, sorted({case.convention for case in cases})),
+                *(merged(c, self.layout) for c in sorted({case.convention for case in cases})),
                 f"split {self.split or self.data / 'split.json'}",
                 f"prepared volumes in {self.cache or cache_dir() / 'brats'}",
             ]
@@ -263,7 +265,7 @@ def held_out(meta: Volumes, validation: Volumes) -> Volumes:
     """What the outer step draws from: the cases of `meta` that are complete, or else those with two sequences at least;
     the validation cases where there are none.
     """
-    for least in (len(SEQUENCES), 2):
+    for least in (len(meta.layout.sequences), 2):
         if (some := meta.available.sum(1) >= least).any():
             return meta.take(some)
     return validation
@@ -381,7 +383,7 @@ def table1_run(
         warnings.simplefilter("ignore", MetakdWarning)  # said once, by `table1`
         p = Brats(data, method, split).prepare(replace(recipe, seed=seed))
     history = trained(p, Path(runs) / f"{method}-{seed}")
-    p.task.hausdorff, p.task.post = True, postprocess if post else None
+    p.task.hausdorff, p.task.post = True, Brats.layout.post if post else None
     cases, means = score_rows(evaluate(p.method, p.task, p.test, each=True), p.test.names, method=method, seed=seed)
     columns = [
         "step",

@@ -116,7 +116,7 @@ def classifier(
 
 # %% ../../nbs/104_model.ipynb #11d1510b
 def segmenter(
-    modalities: Sequence[str] = ("flair", "t1", "t1c", "t2"),
+    modalities: Sequence[str],
     network: Literal["compact", "reference"] = "compact",
     skips: Literal["mean", "zero"] = "mean",  # what fills the skips of a missing modality
     encoders: Literal["shared", "own"] = "shared",  # one for all sequences, or one for each

@@ -69,7 +69,7 @@ class Segmentation(Task):
 
     def __init__(
         self,
-        regions: Sequence[str] = ("ET", "TC", "WT"),
+        regions: Sequence[str],
         window: Sequence[int] | None = None,  # voxels that are looked at in one pass; None: the whole volume
         overlap: float = 1 / 3,  # of neighbouring windows. The authors' code: 1/3
         spacing: Sequence[float] = (1.0, 1.0, 1.0),  # mm between voxels
