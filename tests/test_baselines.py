@@ -93,7 +93,7 @@ from metakd.lab.table2 import AudioVision, AudioVisionRecipe
 from metakd.training import train
 for name in {BASELINES!r}:
     p = AudioVision(name, "image", 0.2).prepare(AudioVisionRecipe(epochs=2))
-    train(p.method, p.task, p.recipe, p.train, p.validation, p.asked, progress=False)
+    train(p.method, p.task, p.recipe, p.train, p.validation, p.tested, progress=False)
     say_if_equal(name, p.method)
 """,
     )

@@ -173,7 +173,7 @@ from metakd.training import train
 for name in {METHODS!r}:
     experiment = Brats({str(cohort)!r}, name, {str(split)!r}, {str(cohort.parent / "cache")!r})
     p = experiment.prepare(experiment.recipe_type()(**{ {**SMALL, "epochs": 1}!r}))
-    train(p.method, p.task, p.recipe, p.train, p.validation, p.asked, progress=False, meta=p.meta)
+    train(p.method, p.task, p.recipe, p.train, p.validation, p.tested, progress=False, meta=p.meta)
     say_if_equal(name, p.method)
 """,
     )

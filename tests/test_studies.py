@@ -19,7 +19,7 @@ from metakd.lab.studies import Study
 from metakd.tasks.classification import Classification
 from metakd.training import train
 
-METHODS = list(Study.methods())
+METHODS = list(Study.rows)
 TRAINED = [m for m in METHODS if m != "HistGradientBoosting"]  # step by step
 SHAPES = {"scan": (1, 8, 8, 8), "blood": (7,), "genes": (20,), "picture": (1, 16, 16)}
 SMALL = {"epochs": 3, "batch_size": 64, "feature_size": 16}
@@ -180,8 +180,8 @@ def test_from_a_folder_to_a_table(tmp_path, capsys):
             "unknown study 'nowhere': choose digits, alzheimer, clinic, or a folder",
         ),
         (
-            ["study", "--methods", "GAN", "--out", "{out}"],
-            "unknown method 'GAN': choose MeanInput, ZeroFill, HistGradientBoosting, Flex-MoE, NoKD, MetaKD",
+            ["study", "--methods", "Gan", "--out", "{out}"],
+            "unknown method 'Gan': choose MeanInput, ZeroFill, HistGradientBoosting, Flex-MoE, NoKD, MetaKD",
         ),
         (
             ["train", "study", "--data", "alzheimer", "--method", "HistGradientBoosting", "--out", "{out}"],
