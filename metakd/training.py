@@ -21,7 +21,7 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
@@ -33,6 +33,7 @@ import safetensors.torch
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs
 from safetensors import SafetensorError
 from torch import Tensor
@@ -264,13 +265,20 @@ def interruptible():
             signal.signal(s, h)
 
 # %% ../nbs/203_training.ipynb #6350ba93
-def make_accelerator(precision: str = "no", out: Path | None = None) -> Accelerator:
+def make_accelerator(
+    precision: str = "no",
+    out: Path | None = None,
+    trackers: Sequence = ("tensorboard",),
+) -> Accelerator:
     "One for this process; a notebook may ask for another precision than the cell before."
+    there = [str(t) for t in get_available_trackers()]
+    if missing := [t for t in trackers if isinstance(t, str) and t not in there]:
+        raise MetakdError(f"no tracker '{missing[0]}' here: install it, or choose from {', '.join(there) or 'none'}")
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state(reset_partial_state=False)
     return Accelerator(
         mixed_precision=precision,
-        log_with="tensorboard" if out else None,
+        log_with=list(trackers) if out else None,
         project_dir=str(out) if out else None,
         kwargs_handlers=[
             DistributedDataParallelKwargs(find_unused_parameters=True)
@@ -301,10 +309,11 @@ class Training:
         meta: Source,
         out: Path | None,
         start: Path | None,
+        trackers: Sequence = ("tensorboard",),
     ):
         method.setup(data)
         self.method, self.task, self.recipe, self.tested, self.out = method, task, recipe, tested, out
-        self.accelerator = a = make_accelerator(recipe.precision, out)
+        self.accelerator = a = make_accelerator(recipe.precision, out, trackers)
         self.writes = out is not None and a.is_main_process  # the files are this process's business
         self.total = -(-data.size // recipe.batch_size) * recipe.epochs  # steps
         self.loader = Loader(
@@ -336,7 +345,7 @@ class Training:
         self.pending: list[tuple[int, Tensor]] = []  # losses that nobody has looked at
         self.began = self.saved_at = time.monotonic()
         if self.writes:
-            a.init_trackers("tensorboard")
+            a.init_trackers("tensorboard" if tuple(trackers) == ("tensorboard",) else "metakd")
 
     def seconds(self) -> float:
         "Since the training began, all its parts together."
@@ -400,7 +409,7 @@ def train_step(t: Training, epoch: int, batch: Batch, weight: float) -> None:
 
 # %% ../nbs/203_training.ipynb #d94f0a62
 def end_epoch(
-    t: Training, epoch: int, watch: Callable[[Method], dict[str, float]] | None = None
+    t: Training, epoch: int, watch: Callable[[Method, dict], dict[str, float]] | None = None
 ) -> dict:  # its row of the history
     "Validate and log."
     t.check_finite()
@@ -416,10 +425,12 @@ def end_epoch(
             table = evaluate(t.method, t.task, t.validation, None if t.tested is None else t.tested[None])
         row[metric] = float(table[metric].mean())
     if watch:
-        row.update(watch(t.method))
+        row.update(watch(t.method, row))
     t.history.append(row)
     t.sums.clear()
-    if not math.isnan(row[metric]) and t.recipe.select == "best" and (t.best is None or row[metric] >= t.best["score"]):
+    sign = 1 if t.task.higher_is_better else -1
+    better = t.best is None or sign * row[metric] >= sign * t.best["score"]
+    if not math.isnan(row[metric]) and t.recipe.select == "best" and better:
         t.best = {
             "score": row[metric],
             "weights": {k: v.detach().cpu().clone() for k, v in t.method.state_dict().items()},
@@ -566,8 +577,10 @@ def train(
     checkpoint_seconds: float = 30.0,  # the least time between two checkpoints; 0: one each epoch
     stop_after: int | None = None,  # stop, with a checkpoint, after this many steps in all
     meta: Source | None = None,  # D_v of equation (4); None: `validation`
-    watch: Callable[[Method], dict[str, float]] | None = None,  # more numbers for the row of each epoch
+    watch: Callable[[Method, dict], dict[str, float]] | None = None,  # from the row of an epoch, more for it
     about: Mapping = {},  # what a later command must know of the run: goes into experiment.json
+    # where rows are logged besides log.csv, if there is a folder: names that accelerate knows, or its trackers
+    trackers: Sequence = ("tensorboard",),
 ) -> pd.DataFrame:  # one row per epoch
     """Train a method; it holds the chosen weights afterwards. The same call with `resume=True` continues a run that
     stopped.
@@ -611,7 +624,7 @@ def train(
         now = describe(method, data, validation, tested, meta, about)
         start = start_run(out, now, recipe, resume) if int(os.environ.get("RANK", 0)) == 0 else latest_checkpoint(out)
         return train_steps(
-            Training(method, task, recipe, data, validation, tested, meta, out, start),
+            Training(method, task, recipe, data, validation, tested, meta, out, start, trackers),
             progress,
             checkpoint_seconds,
             stop_after,
@@ -624,7 +637,7 @@ def train_steps(
     progress: bool,
     checkpoint_seconds: float,
     stop_after: int | None,
-    watch: Callable[[Method], dict[str, float]] | None,
+    watch: Callable[[Method, dict], dict[str, float]] | None,
 ) -> pd.DataFrame:
     "The loop of `train`."
     steps, stepping, stop, metric = len(t.loader), 0.0, False, t.task.main_metric

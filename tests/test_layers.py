@@ -60,6 +60,15 @@ def test_modules_import_from_their_own_layer_and_those_before_it():
     assert len(list(TopologicalSorter({name: imports(name) for name in FILES}).static_order())) == len(FILES)
 
 
+def test_constants_of_a_data_set_stay_with_it():
+    names = {"flair", "t1", "t1c", "t2", "ET", "TC", "WT", "image", "audio"}
+    for name, path in FILES.items():
+        if name.split(".")[1] in ("data", "lab", "cli") or name == "metakd.plots":  # one colour for one thing
+            continue
+        found = {n.value for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Constant)} & names
+        assert not found, f"{name} knows {found}"
+
+
 def test_chapters_export_from_earlier_ones_only():
     order = {module(p): k for k, p in enumerate(chapters()) if module(p)}
     assert {m for m in order} == set(FILES)

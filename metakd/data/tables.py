@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'VISITS', 'plain', 'View', 'identifiers', 'as_view', 'column_problem', 'mixed_numbers', 'numbers', 'decoded',
-           'separator', 'read_view', 'check_rows', 'Samples', 'first', 'check_indexes', 'check_labels', 'align',
-           'patient_of', 'people_of', 'stratified_split', 'check_split', 'read_split', 'hide']
+           'separator', 'read_view', 'check_rows', 'Samples', 'first', 'check_indexes', 'align', 'patient_of',
+           'people_of', 'stratified_split', 'check_split', 'read_split', 'hide']
 
 # %% ../../nbs/204_tables.ipynb #7a1e0c05
 import csv
@@ -24,6 +24,8 @@ import torch
 
 from ..batch import Batch
 from ..files import MetakdError, MetakdWarning, read_json
+from ..tasks.base import Task
+from ..tasks.classification import Classification
 
 # %% ../../nbs/204_tables.ipynb #7a1e0c08
 def plain(who) -> str:
@@ -252,11 +254,13 @@ class Samples:
     "Everybody who has a label and at least one modality."
 
     ids: pd.Index  # N
-    batch: Batch  # `y` counts classes from 0
-    classes: tuple  # their names, in order
+    batch: Batch  # `y` counts classes from 0, or is a number
+    classes: tuple  # their names, in order; none for numbers
     columns: Mapping[str, tuple[str, ...]] = field(
         default_factory=dict
     )  # modality -> the names of its columns, for tables
+
+    task: type[Task] = Classification  # whose labels they are
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -278,6 +282,9 @@ class Samples:
 
     def counts(self) -> pd.DataFrame:  # classes by modalities
         "How many people of each class have each modality."
+        if not self.classes:
+            table = pd.DataFrame(self.batch.available.numpy(), columns=self.modalities).sum().to_frame("all").T
+            return table.assign(people=self.batch.size)
         table = pd.DataFrame(self.batch.available.numpy(), columns=self.modalities).groupby(self.batch.y.numpy()).sum()
         people = np.bincount(self.batch.y.numpy(), minlength=len(self.classes))
         return table.reindex(range(len(self.classes)), fill_value=0).set_axis(list(self.classes)).assign(people=people)
@@ -312,30 +319,10 @@ def check_indexes(indexes: Mapping[str, pd.Index]) -> None:
     )
 
 
-def check_labels(y: pd.Series) -> None:
-    "Raise a `MetakdError` where labels are a measurement and no classes."
-    if not len(y):
-        raise MetakdError("labels: nobody has one")
-    if getattr(y.dtype, "kind", "O") in "mMc":
-        raise MetakdError("labels are dates or complex numbers; expected a class for each person")
-    kinds = {type(v) for v in y.tolist()}
-    if len(kinds) > 1 and str in kinds:
-        raise MetakdError(
-            f"labels are partly text and partly {min(k.__name__ for k in kinds if k is not str)}; write all classes "
-            "alike"
-        )
-    real = getattr(y.dtype, "kind", "O") == "f" and (y % 1 != 0).any()
-    classes = y.nunique()
-    if real or (len(y) >= 20 and classes > len(y) / 2):
-        raise MetakdError(
-            f"labels look like a measurement: {classes} different values, such as {plain(y.iloc[0])}, for {len(y)} "
-            "people; expected a class for each person. Cut them into classes, since regression is not there yet"
-        )
-
-
 def align(
     views: Mapping[str, pd.DataFrame | View],  # modality -> who and what
-    y: pd.Series,  # a class for each identifier
+    y: pd.Series,  # a label for each identifier
+    task: type[Task] = Classification,  # what labels it takes
 ) -> Samples:
     "Everybody's modalities side by side. People who cannot be used are left out with a warning."
     if not isinstance(views, Mapping) or not views:
@@ -356,7 +343,9 @@ def align(
         }
     )
     y = y.set_axis(identifiers(y.index, "labels")).dropna()
-    check_labels(y)
+    if not len(y):
+        raise MetakdError("labels: nobody has one")
+    task.codes(y)
     checked = {m: as_view(v, m) for m, v in views.items()}
     for m, v in checked.items():
         if len(v.ids) and len(y) and isinstance(v.ids[0], str) != isinstance(y.index[0], str):
@@ -377,7 +366,7 @@ def align(
     if not some.all():
         warnings.warn(f"no modality at all for {first(y.index[~some])}; left out", MetakdWarning, stacklevel=2)
     y = y[some]
-    classes, x = np.unique(y.to_numpy()), {}
+    (codes, classes), x = task.codes(y), {}
     for m, v in checked.items():
         present, row = has[m][some], v.ids.get_indexer(y.index)
         x[m] = torch.zeros(len(y), *v.values.shape[1:])
@@ -385,9 +374,10 @@ def align(
     available = torch.from_numpy(np.stack([has[m][some] for m in checked], 1))
     return Samples(
         y.index,
-        Batch(x, available, torch.from_numpy(np.searchsorted(classes, y.to_numpy()))),
-        tuple(classes.tolist()),
+        Batch(x, available, codes),
+        classes,
         {m: v.columns for m, v in checked.items()},
+        task,
     )
 
 # %% ../../nbs/204_tables.ipynb #7a1e0c16
@@ -437,10 +427,11 @@ def stratified_split(
             f"shares {tuple(shares)}: expected three positive numbers that sum to 1, for {', '.join(PARTS)}"
         )
     people = people_of(samples.ids, groups)
+    strata = samples.task.strata(samples.batch.y)
     y = (
-        pd.Series(samples.batch.y.numpy(), samples.ids).groupby(people, sort=False).max()
+        pd.Series(strata, samples.ids).groupby(people, sort=False).max()
         if groups is not None
-        else pd.Series(samples.batch.y.numpy(), samples.ids)
+        else pd.Series(strata, samples.ids)
     )
     try:
         train, rest = train_test_split(y, train_size=shares[0], stratify=y, random_state=seed)

@@ -152,7 +152,7 @@ def watcher(p: Setup):
     everything present.
     """
 
-    def watch(method: Method) -> dict[str, float]:
+    def watch(method: Method, row: dict) -> dict[str, float]:
         with evaluating(method), torch.inference_mode():
             losses = [(p.task.loss(method.predict(b.x, b.available), b.y).item(), b.size) for b in p.validation.whole()]
         return {
@@ -377,7 +377,9 @@ def scan_run(
 
     p = prepared(experiment, recipe, changes, plain)
     crops = [p.validation.draw(torch.arange(p.validation.size), 0)]
-    history = trained(p, Path(runs) / f"{name}-{seed}", watch=lambda trainee: imputation_error(trainee.model, crops))
+    history = trained(
+        p, Path(runs) / f"{name}-{seed}", watch=lambda trainee, row: imputation_error(trainee.model, crops)
+    )
     key = {"tested": tested, "variant": name, "seed": seed}
     tables = scan_scores(p.method, p.task, getattr(p, tested), **key)
     tables[SCAN_CURVES] = history.reindex(columns=SCAN_WATCHED).round(5).assign(**key)[[*key, *SCAN_WATCHED]]

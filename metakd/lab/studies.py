@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pandas as pd
 import torch
@@ -31,7 +31,7 @@ from .sweep import has_run, keep_recipe, read_runs, sweep
 from ..methods.metakd import MetaKDRecipe
 from ..methods.supervised import ClassifierRecipe
 from ..stats import mean_interval, paired_p
-from ..tasks.base import Method
+from ..tasks.base import Method, Task
 from ..tasks.classification import Classification
 from ..training import train
 
@@ -99,6 +99,8 @@ class Study(Experiment):
     command, task, paths, shared, own = "study", "classification", ("data",), StudyRecipe, {"MetaKD": StudyMetaKD}
     rows = ("MeanInput", "ZeroFill", "HistGradientBoosting", "Flex-MoE", "NoKD", "MetaKD")
 
+    labels: ClassVar[type[Task]] = Classification  # what labels its people have
+
     data: str = "digits"
     """digits (six views, chapter 305), alzheimer (four modalities, chapter 305), clinic (simulated, chapter 304), or a
     folder in ADNI's layout (chapter 303).
@@ -120,14 +122,16 @@ class Study(Experiment):
     def samples(self, seed: int) -> tuple[Samples, pd.Series]:  # and everybody's label
         "Everybody, with holes as asked for."
         views, y = read_study(self.data)
-        return hide(align(views, y), self.hidden, seed // self.folds if self.folds else seed), y
+        return hide(align(views, y, self.labels), self.hidden, seed // self.folds if self.folds else seed), y
 
-    def build(
-        self, samples: Samples, y: Tensor | None, recipe: StudyRecipe
-    ) -> tuple[Method, Classification, StudyRecipe]:
+    def task_for(self, samples: Samples, y: Tensor | None) -> Task:
+        "The task; with the labels `y` of training samples where classes are to weigh the same."
+        return Classification(len(samples.classes), METRICS, y)
+
+    def build(self, samples: Samples, y: Tensor | None, recipe: StudyRecipe) -> tuple[Method, Task, StudyRecipe]:
         "The method with fresh weights from the recipe's seed, and the task."
         recipe = self.recipe_for(self.method, recipe)
-        task = Classification(len(samples.classes), METRICS, y if recipe.balanced else None)
+        task = self.task_for(samples, y if recipe.balanced else None)
         return self.build_method(samples.shapes, task, recipe), task, recipe
 
     def prepare(self, recipe: StudyRecipe) -> Setup:
@@ -238,7 +242,7 @@ def fold(
     "One of the folds of repeated stratified cross-validation."
     from sklearn.model_selection import StratifiedKFold, train_test_split
 
-    y, (shuffling, k) = samples.batch.y.numpy(), divmod(seed, folds)
+    y, (shuffling, k) = samples.task.strata(samples.batch.y), divmod(seed, folds)
     rest, test = list(StratifiedKFold(folds, shuffle=True, random_state=shuffling).split(y, y))[k]
     training, validation = train_test_split(rest, test_size=len(test), stratify=y[rest], random_state=seed)
     return dict(zip(PARTS, (samples.ids[i] for i in (training, validation, test))))

@@ -206,7 +206,7 @@ def build_flexmoe(shapes: Mapping[str, Sequence[int]], task: Task, recipe) -> Fl
         len(shapes),
         recipe.width,
         recipe.patches,
-        task.classes,
+        task.outputs,
         dropout=recipe.moe_dropout,
         experts=recipe.experts,
         top=recipe.top,

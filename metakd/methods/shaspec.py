@@ -156,7 +156,7 @@ def build_shaspec(shapes: Mapping[str, Sequence[int]], task: Task, recipe) -> Sh
     c, alike = recipe.feature_size, Alike(shapes)
     shared = Encoders(dict.fromkeys(shapes, LeNet(alike.shape, c, recipe.normalise)))
     specific = Encoders({m: LeNet(s, c, recipe.normalise) for m, s in shapes.items()})
-    head = ConcatHead(len(shapes), c, task.classes, recipe.hidden, recipe.dropout)
+    head = ConcatHead(len(shapes), c, task.outputs, recipe.hidden, recipe.dropout)
     return ShaSpec(
         MultimodalModel(
             SharedSpecific(shared, specific, alike),

@@ -90,7 +90,7 @@ def build_classifier(shapes: Mapping[str, Sequence[int]], task: Task, recipe: Cl
     impute = make_imputer(recipe.impute, len(shapes), recipe.feature_size)
     return classifier(
         shapes,
-        task.classes,
+        task.outputs,
         recipe.feature_size,
         recipe.hidden,
         recipe.dropout,
@@ -206,7 +206,14 @@ class SegmentationRecipe(CropRecipe):
 # %% ../../nbs/109_supervised.ipynb #ff63f947
 def build_segmenter(shapes: Mapping[str, Sequence[int]], task: Task, recipe: SegmentationRecipe) -> MultimodalModel:
     "The network of MetaKD's authors, or its compact sister."
-    return segmenter(tuple(shapes), recipe.network, recipe.skips, recipe.encoders, impute=recipe.impute)
+    return segmenter(
+        tuple(shapes),
+        recipe.network,
+        recipe.skips,
+        recipe.encoders,
+        regions=len(task.regions),
+        impute=recipe.impute,
+    )
 
 
 @register("NoKD", task="segmentation")

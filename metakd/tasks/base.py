@@ -12,6 +12,8 @@ from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Literal, get_args, get_origin, get_type_hints
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -22,7 +24,21 @@ from ..files import MetakdError
 class Task:
     "What is to be predicted: the loss, and the metrics. Subclass it for a new kind of answer."
 
-    main_metric: str  # the name of the metric that validation selects by; higher is better
+    main_metric: str  # the name of the metric that validation selects by
+    higher_is_better: bool = True  # is that metric a score, or an error?
+    outputs: int  # numbers that a method answers with for one sample, for heads that give a vector
+
+    @staticmethod
+    def codes(y: pd.Series) -> tuple[Tensor, tuple]:  # [N], and the names of the classes if there are any
+        "The labels of a table as training wants them. Here: numbers. Raises a `MetakdError` for anything else."
+        if not pd.api.types.is_numeric_dtype(y) or not np.isfinite(y.to_numpy(float)).all():
+            raise MetakdError("labels are not all numbers; expected a finite one for each person")
+        return torch.from_numpy(y.to_numpy(np.float32)), ()
+
+    @staticmethod
+    def strata(y: Tensor) -> np.ndarray:  # [N]
+        "What a split shares out evenly. Here: fifths of the range of ranks."
+        return (5 * y.argsort().argsort() // max(1, len(y))).numpy()
 
     def loss(self, logits: Tensor, y: Tensor) -> Tensor:
         "The training loss, a mean over samples."
