@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test lab notebooks readme export constraints clean
+.PHONY: install demo test lab tidy notebooks readme export constraints clean
 
 install: $(VENV)/.installed
 
@@ -23,6 +23,12 @@ test: install  ## every test: notebooks (nbdev_test, with nothing but the wheel)
 
 lab: install  ## the chapters in JupyterLab
 	$(BIN)/jupyter lab nbs
+
+tidy: install  ## format, lint, and draw the links between chapters anew
+	$(BIN)/python tests/links.py
+	$(BIN)/nbdev_clean --fname nbs
+	$(BIN)/ruff check --fix nbs tests setup.py
+	$(BIN)/ruff format nbs tests setup.py
 
 export: install  ## notebooks to package
 	$(BIN)/nbdev_export

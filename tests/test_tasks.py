@@ -1,5 +1,6 @@
 "A new task is one class: regression, through tables, training, evaluation, a study; and a set of scans is one value."
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -138,6 +139,9 @@ def test_another_set_of_scans_is_one_value(clinic, tmp_path):
     recipe = experiment.recipe_for("MetaKD", SegmentationRecipe(epochs=1, crops=1, window=(16, 16, 16)))
     p = experiment.prepare(recipe)
     assert p.about["layout"] == ABDOMEN.about() and p.method.modalities == ("ct", "pet")
+    assert experiment.prepare_test(recipe, json.loads(json.dumps(p.about))).names == p.names
+    with pytest.raises(MetakdError, match="trained on scans of the layout {'name': 'abdomen'"):
+        Brats(clinic).prepare_test(recipe, p.about)
     train(p.method, p.task, p.recipe, p.train, p.validation, progress=False, meta=p.meta)
     table = evaluate(p.method, p.task, p.test)
     assert {"dice_liver", "dice_kidneys", "dice_spleen", "dice_tumour"} <= set(table)

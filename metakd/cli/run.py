@@ -267,7 +267,8 @@ def predict_command(
     experiment, recipe, about = open_run(run)
     if not isinstance(experiment, Brats):
         raise MetakdError(f"{run} does not segment; predict needs a run of `metakd train brats`")
-    cases, problems = patients_in(inputs, {"flair": flair, "t1": t1, "t1c": t1c, "t2": t2}, name)
+    experiment.check_layout(about)
+    cases, problems = patients_in(inputs, {"flair": flair, "t1": t1, "t1c": t1c, "t2": t2}, name, experiment.layout)
     method, task = experiment.build(recipe, window_batch=window_batch, device="cpu")
     load_weights(run, method).to(where)
     rows, failed = predict(
@@ -294,7 +295,7 @@ def predict_command(
             + (f"; not used: {', '.join(p.name for p in unused[r['name']])}" if unused[r["name"]] else "")
         )
     for convention in sorted({r["labels"] for r in rows}):
-        print(merged(convention))
+        print(merged(convention, experiment.layout))
     skipped = len(cases) - len(rows) - len(failed)
     print(
         f"{out}: {len(rows)} patients segmented"

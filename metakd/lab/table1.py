@@ -126,6 +126,12 @@ class Brats(Experiment):
         check_type("labels", self.labels, Literal["auto", "brats", "brats2023", "brats2024", "decathlon"])
         super().__post_init__()
 
+    def check_layout(self, about: Mapping) -> None:
+        "Raise a `MetakdError` where a run was trained on another set of scans: its outputs mean something else."
+        then, now = about.get("layout"), self.layout.about()
+        if then != now:
+            raise MetakdError(f"the run was trained on scans of the layout {then}, and this one is {now}")
+
     def cases(self) -> list[Case]:
         "Everything in the folder."
         return find_cases(self.data, self.patients, self.labels, self.layout)
@@ -223,6 +229,7 @@ class Brats(Experiment):
         """The test cases of a run by their names, or those that another split names: which may be of another hospital,
         and none that the run was trained on.
         """
+        self.check_layout(about)
         names = read_json(split, "a split with the list test") if split else {"test": list(about["split"]["test"])}
         test = self.volumes(
             check_split(
