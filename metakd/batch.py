@@ -21,6 +21,11 @@ class Batch(NamedTuple):
     """Samples of several modalities, some of them missing.
 
     Rows of `x[m]` where modality m is missing may hold anything: nobody reads them.
+
+    >>> available = torch.tensor([[True, False], [False, True]])
+    >>> batch = Batch({"image": torch.zeros(2, 1, 28, 28), "age": torch.ones(2, 1)}, available, torch.tensor([3, 5]))
+    >>> batch.size, batch.take(torch.tensor([1])).y
+    (2, tensor([5]))
     """
 
     x: dict[str, Tensor]  # modality -> [B, ...]

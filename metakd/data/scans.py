@@ -59,6 +59,11 @@ class ScanLayout:
     a sequence, a region or a label by name.
 
     Raises a `MetakdError` for regions that do not nest where they should, and for labels that are in no convention.
+
+    >>> names = {"ct": ("ct",), "pet": ("pet", "suv"), "seg": ("seg",)}
+    >>> organs = ScanLayout("organs", ("ct", "pet"), {"liver": (1,)}, {"plain": {0: 0, 1: 1}}, names)
+    >>> organs.kinds["suv"]
+    'pet'
     """
 
     name: str

@@ -251,7 +251,13 @@ def check_rows(path: Path, rows: list[list[str]]) -> None:
 # %% ../../nbs/204_tables.ipynb #7a1e0c10
 @dataclass(frozen=True)
 class Samples:
-    "Everybody who has a label and at least one modality."
+    """Everybody who has a label and at least one modality.
+
+    >>> blood = pd.DataFrame({"iron": [1.0, 2.0]}, ["P1", "P2"])
+    >>> samples = align({"blood": blood}, pd.Series({"P1": "ill", "P2": "well"}))
+    >>> samples.classes, samples.shapes
+    (('ill', 'well'), {'blood': (1,)})
+    """
 
     ids: pd.Index  # N
     batch: Batch  # `y` counts classes from 0, or is a number

@@ -154,7 +154,13 @@ def first_order_gradient(method: "MetaKD", held_out: Batch, training: Batch) -> 
 
 
 class MetaKD(Supervised):
-    "Meta-learned cross-modal knowledge distillation (arXiv 2405.07155), equations (1) to (6)."
+    """Meta-learned cross-modal knowledge distillation (arXiv 2405.07155), equations (1) to (6).
+
+    >>> from metakd import Classification, classifier
+    >>> method = MetaKD(classifier({"image": (1, 28, 28), "age": (1,)}, 10), Classification(10), MetaKDRecipe())
+    >>> list(method.optimizers)
+    ['network', 'importance']
+    """
 
     def __init__(self, model: MultimodalModel, task: Task, recipe: MetaKDRecipe):
         super().__init__(model, task, recipe)

@@ -24,7 +24,13 @@ from ..tasks.base import Method, Recipe, Task
 
 # %% ../../nbs/109_supervised.ipynb #9bf89bc5
 class Supervised(Method):
-    "A model trained with the task's loss, its holes imputed."
+    """A model trained with the task's loss, its holes imputed.
+
+    >>> from metakd import Classification, Recipe, classifier
+    >>> method = Supervised(classifier({"image": (1, 28, 28), "age": (1,)}, 10), Classification(10), Recipe())
+    >>> method.modalities
+    ('image', 'age')
+    """
 
     def __init__(
         self,

@@ -78,6 +78,11 @@ class Encoders(nn.Module):
 
     An encoder maps [N, ...] to a tensor [N, C, ...] or a list of them, one a level.
     Modalities that are given the same module share it. All must agree on the shapes of the levels.
+
+    >>> encoders = Encoders({"a": nn.Linear(3, 4), "b": nn.Linear(5, 4)})
+    >>> levels = encoders({"a": torch.ones(2, 3), "b": torch.ones(2, 5)}, torch.tensor([[True, False], [True, True]]))
+    >>> levels[0].shape
+    torch.Size([2, 2, 4])
     """
 
     def __init__(self, encoders: Mapping[str, nn.Module]):  # modality -> encoder, in the order of the modalities

@@ -138,6 +138,9 @@ def check_type(
 class Recipe:
     """The hyper-parameters that every run has. Defaults are those of the paper on AudioVision-MNIST (arXiv 2405.07155)
     where they were published.
+
+    >>> Recipe(epochs=20).lr
+    0.001
     """
 
     epochs: int = 60

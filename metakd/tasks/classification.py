@@ -73,7 +73,12 @@ def check_labels(y: pd.Series) -> None:
 
 
 class Classification(Task):
-    "One of `classes` labels a sample; `y` is [B] integers."
+    """One of `classes` labels for each sample; `y` is [B] integers.
+
+    >>> task, y = Classification(2), torch.tensor([0, 0])
+    >>> task.metrics(task.scores(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), y))
+    {'accuracy': 0.5}
+    """
 
     known = {
         "accuracy": lambda probability, y, classes: (probability.argmax(1) == y).double().mean(),

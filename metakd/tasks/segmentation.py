@@ -63,7 +63,13 @@ def reliability_bins(
 
 # %% ../../nbs/206_segmentation.ipynb #4c042017
 class Segmentation(Task):
-    "A sigmoid for each of several regions; `y` is [B, R, D, H, W], 0 or 1."
+    """A sigmoid for each of several regions; `y` is [B, R, D, H, W], 0 or 1.
+
+    >>> task, y = Segmentation(("WT",)), torch.zeros(1, 1, 4, 4, 4)
+    >>> y[..., :2] = 1
+    >>> task.metrics(task.scores(2 * y - 1, y))
+    {'dice_WT': 1.0, 'dice': 1.0}
+    """
 
     main_metric = "dice"
 
