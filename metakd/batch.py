@@ -142,9 +142,8 @@ def check_modality(
         raise MetakdError(f"'{name}' is {values.dtype}, expected torch.float32; convert it with .float()")
     if shape is not None and tuple(values.shape[1:]) != tuple(shape):
         raise MetakdError(f"a sample of '{name}' has shape {list(values.shape[1:])}, expected {list(shape)}")
-    bad = (
-        values.isinf() if values.ndim == 2 else ~values.isfinite()
-    )  # in a table a NaN is a value that nobody knows (chapter 204)
+    # in a table a NaN is a value that nobody knows (chapter 204)
+    bad = values.isinf() if values.ndim == 2 else ~values.isfinite()
     if not bad.any():
         return
     where = (bad.flatten(1).any(1) & present).nonzero()

@@ -39,9 +39,8 @@ def gather(
     with evaluating(method):
         for batch in data.whole() if hasattr(data, "whole") else data:
             number, first = torch.arange(first, first + batch.size), first + batch.size
-            has = (batch.available.cpu()[None] | ~subsets.cpu()[:, None]).all(
-                2
-            )  # [S, B]: the sample has the whole subset
+            # [S, B]: the sample has the whole subset
+            has = (batch.available.cpu()[None] | ~subsets.cpu()[:, None]).all(2)
             answerable = has.any(1).nonzero().squeeze(1)
             if not len(answerable):
                 continue

@@ -32,9 +32,8 @@ def atomic_write(
 ) -> None:
     "Write a file whole or not at all: a temporary name, then a rename. What stood there before survives any failure."
     path = Path(path)
-    temporary = path.with_name(
-        f".{uuid.uuid4().hex}.tmp"
-    )  # no other thread or process has it, and it is as short as a long name allows
+    # no other thread or process has it, and it is as short as a long name allows
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as f:

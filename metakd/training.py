@@ -91,9 +91,8 @@ class Loader:
         def prepare(low: int) -> tuple[Batch, float]:
             high, step = min(low + self.batch_size, self.data.size), epoch * len(self) + low // self.batch_size
             own = len(range(low + self.rank, high, self.processes))
-            share = (
-                slice(low + self.rank, high, self.processes) if own else slice(low, low + 1)
-            )  # an idle process computes one sample, with weight 0
+            # an idle process computes one sample, with weight 0
+            share = slice(low + self.rank, high, self.processes) if own else slice(low, low + 1)
             batch = self.data.draw(order[share], seed_at(self.seed, step))
             if hidden is not None and step >= self.drop_from:
                 kept = hidden[share] & batch.available  # what turned out to be absent when it was read stays absent
@@ -339,9 +338,8 @@ class Training:
         self.sums = {k: v.to(a.device) for k, v in state["sums"].items()}
         self.wrapped, self.optimizer = a.prepare(method), method.optimizers["network"]
         for group in self.optimizer.param_groups:
-            group.setdefault(
-                "share", group["lr"] / recipe.lr
-            )  # of the recipe's learning rate; kept with the checkpoint
+            # of the recipe's learning rate; kept with the checkpoint
+            group.setdefault("share", group["lr"] / recipe.lr)
         self.pending: list[tuple[int, Tensor]] = []  # losses that nobody has looked at
         self.began = self.saved_at = time.monotonic()
         if self.writes:

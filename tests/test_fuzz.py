@@ -275,11 +275,8 @@ OPTIONS = [
     "data --path",
     "cache --clear",
 ]
-WORKS = {
-    "evaluate RUN --csv",
-    "predict RUN --out OUT --window-batch",
-    "glioma --out OUT --patients",
-}  # a value among WORDS may be a right one
+# a value among WORDS may be a right one
+WORKS = {"evaluate RUN --csv", "predict RUN --out OUT --window-batch", "glioma --out OUT --patients"}
 
 
 def test_the_command_line_given_nonsense(tmp_path, monkeypatch, capfd):

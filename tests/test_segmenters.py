@@ -141,14 +141,12 @@ def test_sigkill_then_resume_gives_the_same_bits(name, cohort, split, runs, tmp_
     killed = tmp_path / "killed"
 
     def slowly():
-        torch.set_num_threads(
-            1
-        )  # renews the pool that did not survive the fork, before two loading threads do so at once
+        # renews the pool that did not survive the fork, before two loading threads do so at once
+        torch.set_num_threads(1)
         p = prepared(cohort, split, name)
         loss = p.method.training_loss
-        p.method.training_loss = lambda batch: (time.sleep(0.3 if p.method.progress > 0.4 else 0), loss(batch))[
-            1
-        ]  # time to be killed in
+        # time to be killed in
+        p.method.training_loss = lambda batch: (time.sleep(0.3 if p.method.progress > 0.4 else 0), loss(batch))[1]
         fit(p, killed, checkpoint_seconds=0)
 
     process = multiprocessing.get_context("fork").Process(target=slowly)
@@ -231,9 +229,8 @@ def test_another_methods_run_is_refused(cohort, split, runs, capsys):
 
 @pytest.mark.parametrize("name", METHODS[:5])
 def test_half_precision(name, cohort, split):
-    history = fit(
-        prepared(cohort, split, name, epochs=1, window=(24, 24, 24), precision="bf16")
-    )  # with 2 x 2 x 2 voxels at the bottom, a CPU's gradient of the weights is not defined in bf16 (torch 2.13)
+    # with 2 x 2 x 2 voxels at the bottom, a CPU's gradient of the weights is not defined in bf16 (torch 2.13)
+    history = fit(prepared(cohort, split, name, epochs=1, window=(24, 24, 24), precision="bf16"))
     assert history.loss.notna().all()
 
 

@@ -143,9 +143,8 @@ def study_command(
         )
 
 
-adni_command = partial(
-    study_command, data="clinic", hidden=0.0, seeds=3
-)  # the paper's third task, on its four modalities
+# the paper's third task, on its four modalities
+adni_command = partial(study_command, data="clinic", hidden=0.0, seeds=3)
 
 # %% ../../nbs/602_lab_commands.ipynb #22599d92
 def print_table2(runs: pd.DataFrame) -> None:

@@ -231,9 +231,8 @@ def synthesise(folder: Path | None = None) -> Path:  # the folder
     folder = folder or cache_dir() / f"espeak-{hashlib.sha256(settings.encode()).hexdigest()[:10]}"
     if folder.is_dir():
         return folder
-    temporary = folder.with_name(
-        f".{folder.name}.{os.getpid()}.tmp"
-    )  # renamed when whole: two processes may do this at once
+    # renamed when whole: two processes may do this at once
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     (temporary / "recordings").mkdir(parents=True)
     speak, rng = synthesiser(), np.random.default_rng(0)
     digits = "zero one two three four five six seven eight nine".split()
@@ -317,9 +316,8 @@ def mfcc(
     for row, w in zip(batch, waves):
         row[: len(w)] = w
     power = librosa.feature.melspectrogram(y=batch, sr=RATE, n_fft=fe.n_fft, hop_length=fe.hop, n_mels=fe.n_mels)
-    own = (
-        np.arange(power.shape[-1])[None, :] < (1 + lengths // fe.hop)[:, None]
-    )  # windows that the clip alone would have
+    # windows that the clip alone would have
+    own = np.arange(power.shape[-1])[None, :] < (1 + lengths // fe.hop)[:, None]
     power = np.where(own[:, None, :], power, 0)
     db = librosa.power_to_db(power, top_db=None)
     db = np.maximum(db, db.max((1, 2), keepdims=True) - 80)

@@ -135,9 +135,8 @@ def distance_from_centre(
     "From a random site, along the axes of a random ellipsoid."
     rng = noise.rng
     offset = where - tumour_sites()[rng.integers(len(tumour_sites()))][:, None, None, None].astype(np.float32)
-    ellipsoid = (
-        np.diag(rng.uniform(0.78, 1.3, 3)) @ Rotation.from_quat(rng.standard_normal(4)).as_matrix()
-    )  # uniform on rotations
+    # uniform on rotations
+    ellipsoid = np.diag(rng.uniform(0.78, 1.3, 3)) @ Rotation.from_quat(rng.standard_normal(4)).as_matrix()
     return offset, np.sqrt(
         (np.einsum("ij,jxyz->ixyz", ellipsoid.astype(np.float32), offset, optimize=True) ** 2).sum(0)
     )

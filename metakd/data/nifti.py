@@ -75,9 +75,8 @@ def apart(a: Grid, b: Grid) -> float:  # mm; infinite where the shapes differ
 
 # %% ../../nbs/207_nifti.ipynb #7042c12c
 MOST = 2**33  # bytes of a volume, uncompressed
-QUIET = logging.getLogger(
-    "metakd.nifti"
-)  # nibabel tells its logger what it mends in a header; what it cannot mend is raised
+# nibabel tells its logger what it mends in a header; what it cannot mend is raised
+QUIET = logging.getLogger("metakd.nifti")
 QUIET.addHandler(logging.NullHandler())
 QUIET.propagate = False
 

@@ -528,9 +528,8 @@ def make_split(
     def rank(p):
         return (best[p] == len(cases[0].layout.sequences)) + (best[p] > 1)
 
-    meta = sorted(held_out + training, key=rank, reverse=True)[
-        : sizes[0]
-    ]  # a stable sort: where all are complete nothing changes
+    # a stable sort: where all are complete nothing changes
+    meta = sorted(held_out + training, key=rank, reverse=True)[: sizes[0]]
     whose = (
         dict.fromkeys(patients[: first + sizes[0]], "train")
         | dict.fromkeys(meta, "meta")
@@ -759,9 +758,8 @@ def brain_mask(
         raise MetakdError(f"{name}: the brain is empty or flat: every voxel is {level:g}")
     span = np.quantile(away[away > 0], 0.99)
     noise = 1.4826 * np.median(np.abs(faces - level))
-    return away > max(
-        NEAR * span, 4 * noise if noise < 0.1 * span else 0.0
-    )  # faces that vary more than that are no background
+    # faces that vary more than that are no background
+    return away > max(NEAR * span, 4 * noise if noise < 0.1 * span else 0.0)
 
 
 def authors_ceiling(values: np.ndarray, size: int) -> float:

@@ -262,9 +262,8 @@ class Samples:
     ids: pd.Index  # N
     batch: Batch  # `y` counts classes from 0, or is a number
     classes: tuple  # their names, in order; none for numbers
-    columns: Mapping[str, tuple[str, ...]] = field(
-        default_factory=dict
-    )  # modality -> the names of its columns, for tables
+    # modality -> the names of its columns, for tables
+    columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     task: type[Task] = Classification  # whose labels they are
 

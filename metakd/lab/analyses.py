@@ -141,10 +141,8 @@ WATCHED = (
 )
 RATE = 0.2  # part of the training samples that have both modalities
 EVERY = 3  # epochs between two rows of the curves
-TITLES = {
-    "image": "pictures for all, sounds for a few",
-    "audio": "sounds for all, pictures for a few",
-}  # what `tested` means for training
+# what `tested` means for training
+TITLES = {"image": "pictures for all, sounds for a few", "audio": "sounds for all, pictures for a few"}
 
 
 def watcher(p: Setup):
@@ -424,9 +422,8 @@ def scan_analyses(
     def done(job, folder):
         return has_run(folder / SCANS, job, KEY)
 
-    cause = (
-        {} if all(done(j, out) for j in jobs) else case_digests(Brats(data), recipe)
-    )  # who only reads results needs no data
+    # who only reads results needs no data
+    cause = {} if all(done(j, out) for j in jobs) else case_digests(Brats(data), recipe)
     keep_recipe(out / "analyses_scans_recipe.json", Brats, recipe, {m for m, _ in variants}, cause)
     sweep(
         jobs,

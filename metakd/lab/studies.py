@@ -86,10 +86,8 @@ def read_study(data: str) -> tuple[dict[str, pd.DataFrame | View], pd.Series]:
 
 # %% ../../nbs/505_studies.ipynb #39c40030
 METRICS = ("balanced_accuracy", "accuracy", "f1", "auc")
-PAPER_ADNI = {
-    "Flex-MoE": (58.71, 40.42),
-    "MetaKD": (62.83, 44.64),
-}  # arXiv 2405.07155 on ADNI, accuracy and macro F1 in %, means over subsets; second-hand, from a summary of the paper
+# arXiv 2405.07155 on ADNI, accuracy and macro F1 in %, means over subsets; second-hand, from a summary of the paper
+PAPER_ADNI = {"Flex-MoE": (58.71, 40.42), "MetaKD": (62.83, 44.64)}
 
 
 @dataclass(frozen=True)
@@ -275,9 +273,8 @@ def study_run(recipe: StudyRecipe, seed: int, drop: float, **study) -> list[tupl
     torch.set_num_threads(1)
     study = Study(**study)
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", MetakdWarning
-        )  # who is left out, and which columns say nothing, was said once, by `studies`
+        # who is left out, and which columns say nothing, was said once, by `studies`
+        warnings.simplefilter("ignore", MetakdWarning)
         p = study.prepare(replace(recipe, seed=seed))
     history = train(p.method, p.task, p.recipe, p.train, p.validation, p.tested, progress=False, meta=p.meta)
     watched, weights = history[p.task.main_metric], history[[c for c in history if c.startswith("w_")]]

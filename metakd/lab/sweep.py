@@ -138,9 +138,8 @@ def sweep(
             ) from None
         finally:
             if backend == "loky":
-                get_reusable_executor().shutdown(
-                    wait=True
-                )  # its workers would outlive a process that was itself started by one
+                # its workers would outlive a process that was itself started by one
+                get_reusable_executor().shutdown(wait=True)
 
 # %% ../../nbs/502_sweeps.ipynb #b915da1f
 def keep_recipe(
@@ -200,9 +199,8 @@ def run_one(
     return work(**job)
 
 
-copyreg.pickle(
-    type(dataclasses.MISSING), lambda _: "MISSING"
-)  # a recipe that travels to a worker must find the one that is there
+# a recipe that travels to a worker must find the one that is there
+copyreg.pickle(type(dataclasses.MISSING), lambda _: "MISSING")
 
 
 def foreign_spec(experiment: type[Experiment] | None, job: dict) -> MethodSpec | None:

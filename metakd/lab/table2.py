@@ -293,9 +293,8 @@ def table2(
     check_backend(backend)
     out = Path(out)
     jobs = table2_jobs() if jobs is None else list(jobs)
-    loaded = {
-        front_end: load_once(front_end, path, source) for front_end in sorted({j["frontend"] for j in jobs})
-    }  # features are computed once, here, and workers find them cached
+    # features are computed once, here, and workers find them cached
+    loaded = {front_end: load_once(front_end, path, source) for front_end in sorted({j["frontend"] for j in jobs})}
     keep_recipe(
         out / "table2_recipe.json",
         AudioVision,

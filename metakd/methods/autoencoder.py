@@ -109,9 +109,8 @@ class Generator(nn.Module):
         self, z: Mapping[str, Tensor], available: Tensor
     ) -> dict[str, Tensor]:  # modality -> [B, ...], in standard units like z
         "Every modality, from the mean of the present features."
-        known = impute_mean(self.encoders(z, available)[-1], available).mean(
-            1
-        )  # the mean of the present ones, once more
+        # the mean of the present ones, once more
+        known = impute_mean(self.encoders(z, available)[-1], available).mean(1)
         if self.noise:
             known = torch.cat(
                 [

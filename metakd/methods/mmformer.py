@@ -188,19 +188,16 @@ class MMFormer(Supervised):
         present = batch.available
         levels = [f[present] for f in features[:-1]]  # the present (sample, sequence) pairs
         own = self.alone.predictions(levels[-1], [f[:, None] for f in levels[:-1]])[-1]
-        separate = (
-            self.task.loss(own, batch.y.repeat_interleave(present.sum(1), 0)) * present.sum() / batch.size
-        )  # a sum over the sequences of a sample
+        # a sum over the sequences of a sample
+        separate = self.task.loss(own, batch.y.repeat_interleave(present.sum(1), 0)) * present.sum() / batch.size
         logs = {"task": task, "deep": deep, "separate": separate}
         return task + self.recipe.deep * deep + self.recipe.separate * separate, {
             k: v.detach() for k, v in logs.items()
         }
 
 # %% ../../nbs/409_mmformer.ipynb #8ccd4361
-SIZES = {
-    "compact": ((8, 12, 16, 24), 48, 4, 192),
-    "reference": ((8, 16, 32, 64, 128), 512, 8, 4096),
-}  # widths; of a token: width, heads, hidden
+# widths; of a token: width, heads, hidden
+SIZES = {"compact": ((8, 12, 16, 24), 48, 4, 192), "reference": ((8, 16, 32, 64, 128), 512, 8, 4096)}
 
 
 @register("mmFormer", task="segmentation", recipe=MMFormerRecipe)

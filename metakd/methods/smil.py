@@ -65,9 +65,8 @@ class Reconstruction(nn.Module):
         filled = impute_mean(features, available)
         if not self.ready:
             return filled
-        omega = gaussian(
-            self.weights(filled.mean(1)).unflatten(1, (features.shape[1], -1)), self.training
-        )  # [B, M, K], from the mean of what is present
+        # [B, M, K], from the mean of what is present
+        omega = gaussian(self.weights(filled.mean(1)).unflatten(1, (features.shape[1], -1)), self.training)
         share = F.softplus(omega)
         share = share / share.sum(-1, keepdim=True)
         return torch.where(

@@ -77,9 +77,8 @@ class LinearImputer(Imputer):
 
     def __init__(self, modalities: int, channels: int):
         super().__init__()
-        self.maps = nn.Parameter(
-            torch.eye(channels).repeat(modalities, modalities, 1, 1)
-        )  # [target, source, C of target, C of source]
+        # [target, source, C of target, C of source]
+        self.maps = nn.Parameter(torch.eye(channels).repeat(modalities, modalities, 1, 1))
         self.shifts = nn.Parameter(torch.zeros(modalities, modalities, channels))
 
     def guess(self, features: Tensor, sources: Tensor) -> Tensor:
@@ -105,9 +104,8 @@ class GeneratorImputer(Imputer):
     def guess(self, features: Tensor, sources: Tensor) -> Tensor:
         mean = mean_of(features[:, None], sources)
         b, m, _, *place = mean.shape
-        query = torch.cat([torch.eye(m, device=mean.device).expand(b, m, m), sources], 2).to(
-            mean.dtype
-        )  # which one, from which
+        # which one, from which
+        query = torch.cat([torch.eye(m, device=mean.device).expand(b, m, m), sources], 2).to(mean.dtype)
         query = query.view(b, m, *[1] * len(place), 2 * m).expand(b, m, *place, 2 * m)
         return mean + self.layers(torch.cat([mean.movedim(2, -1), query], -1)).movedim(-1, 2)
 

@@ -349,9 +349,8 @@ class StandardConv3d(nn.Conv3d):
     "A convolution whose filters have mean 0 and variance 1 (weight standardisation, Qiao et al., 2019)."
 
     def forward(self, x: Tensor) -> Tensor:
-        filters = self.weight.reshape(
-            1, self.out_channels, -1
-        )  # the filters as channels of one sample: batch norm has this in one fast kernel
+        # the filters as channels of one sample: batch norm has this in one fast kernel
+        filters = self.weight.reshape(1, self.out_channels, -1)
         return self._conv_forward(
             x, nn.functional.batch_norm(filters, None, None, training=True).view_as(self.weight), self.bias
         )

@@ -102,9 +102,8 @@ class Classification(Task):
         self.classes, self.outputs, self.names, self.main_metric = classes, classes, tuple(metrics), next(iter(metrics))
         if y is not None:
             self.check(y)
-        self.weight = (
-            None if y is None else len(y) / (classes * y.bincount(minlength=classes).clamp(min=1))
-        )  # of a sample of each class; 1 on average
+        # of a sample of each class; 1 on average
+        self.weight = None if y is None else len(y) / (classes * y.bincount(minlength=classes).clamp(min=1))
 
     @staticmethod
     def codes(y: pd.Series) -> tuple[Tensor, tuple]:
