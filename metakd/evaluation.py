@@ -24,10 +24,10 @@ def gather(
     task: Task,
     data: Source | Iterable[Batch],  # a source, or its batches
     subsets: Tensor | None = None,  # [S, M] bool; None: every subset
-) -> dict[
-    str, dict[str, Tensor]
-]:  # subset -> `sample`, the numbers of those that have all of it, and what the task keeps of each of them
-    "The method's answers from each subset of modalities. No dropout, no gradient."
+) -> dict[str, dict[str, Tensor]]:  # by subset
+    """The method's answers from each subset of modalities: `sample`, the numbers of those that have all of it, and what
+    the task keeps of each of them. No dropout, no gradient.
+    """
     device, first = method.device, 0
     if subsets is None:
         subsets = all_subsets(len(method.modalities))

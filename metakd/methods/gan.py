@@ -26,10 +26,10 @@ def adversarial_losses(
     discriminator: nn.Module,  # [n, ...] -> [n, 1], high for real
     real: Tensor,  # [n, ...]
     fake: Tensor,  # [m, ...], with a graph
-) -> tuple[
-    Tensor, Tensor
-]:  # the discriminator's loss, which moves it alone, and the other player's, which moves only what made `fake`
-    "The two sides of the non-saturating game (Goodfellow et al., 2014)."
+) -> tuple[Tensor, Tensor]:
+    """The two sides of the non-saturating game (Goodfellow et al., 2014): the discriminator's loss, which moves it
+    alone, and the other player's, which moves only what made `fake`.
+    """
 
     def says(v, truth):
         return F.binary_cross_entropy_with_logits(v, torch.full_like(v, truth))
