@@ -53,9 +53,12 @@ def register(
 
     def keep(build: Callable) -> Callable:
         known = METHODS.get((task, name))
-        homes = {build.__module__, known.build.__module__} if known else {build.__module__}
-        if len(homes - {"__main__"}) > 1:
-            raise MetakdError(f"two methods for {task} are called '{name}', in {' and in '.join(sorted(homes))}")
+        homes = [known.build.__module__, build.__module__] if known else []
+        if len(set(homes)) > 1:
+            if "__main__" not in homes or known.build.__qualname__ != build.__qualname__:
+                raise MetakdError(f"two methods for {task} are called '{name}', in {' and in '.join(sorted(homes))}")
+            if build.__module__ == "__main__":
+                return build  # a chapter that is run as a notebook: the installed method stays
         METHODS[task, name] = MethodSpec(name, task, build, recipe, inputs)
         return build
 
