@@ -22,7 +22,7 @@ setup(
     keywords=cfg["keywords"],
     python_requires=">=" + cfg["min_python"],
     packages=find_packages(include=["metakd", "metakd.*"]),
-    package_data={"metakd": ["data/*.sha256"]},
+    package_data={"metakd": ["data/*.sha256", "lab/*.csv"]},
     install_requires=cfg["requirements"].split(),
     extras_require={
         "speech": cfg["speech_requirements"].split(),

@@ -90,7 +90,7 @@ def band(
 
 def plot_curves(
     ax,
-    rows: pd.DataFrame,  # one row a run and x, with the columns x, y and `by`
+    rows: pd.DataFrame,  # one row per run and x, with the columns x, y and `by`
     x: str,
     y: str,
     by: str | None = None,  # the column that tells lines apart; None: one line
@@ -115,7 +115,7 @@ def plot_curves(
 # %% ../nbs/202_plots.ipynb #b657aa9a
 def plot_weights(
     ax,
-    curves: pd.DataFrame,  # one row a run and x, with the columns seed, x, and w_NAME for each modality
+    curves: pd.DataFrame,  # one row per run and x, with the columns seed, x, and w_NAME for each modality
     x: str,  # epoch, or step
     **how,  # to `plot_curves`
 ) -> None:
@@ -133,7 +133,7 @@ def plot_weights(
 # %% ../nbs/202_plots.ipynb #03c00014
 def plot_dots(
     ax,
-    rows: pd.DataFrame,  # one row a run
+    rows: pd.DataFrame,  # one row per run
     y: str,  # the column of names
     x: str,  # the column of values
     reference: str | None = None,  # the name whose mean becomes a vertical line
@@ -157,8 +157,8 @@ def plot_dots(
 # %% ../nbs/202_plots.ipynb #a431551f
 def plot_region_gains(
     axes,  # one a region, in their order of appearance
-    patients: pd.DataFrame,  # one row a variant, region and patient: variant, region, gain
-    seeds: pd.DataFrame,  # one row a variant, region and seed
+    patients: pd.DataFrame,  # one row per variant, region and patient: variant, region, gain
+    seeds: pd.DataFrame,  # one row per variant, region and seed
     reference: str,  # the variant that the gains are over
     labels: dict[str, str] | None = None,  # what to write for a variant
 ) -> None:
@@ -183,7 +183,7 @@ TALK = {
 
 def plot_groups(
     ax,
-    rows: pd.DataFrame,  # one row a run (or a patient)
+    rows: pd.DataFrame,  # one row per run (or a patient)
     y: str,  # the column of names
     x: str,  # the column of values
     by: str,  # the column that tells the dots of a name apart, and gives them their colours
@@ -214,7 +214,7 @@ def plot_groups(
 # %% ../nbs/202_plots.ipynb #03c00017
 def plot_gains(
     ax,
-    rows: pd.DataFrame,  # one row a run, method and subset: seed, method, subset, and the metric
+    rows: pd.DataFrame,  # one row per run, method and subset: seed, method, subset, and the metric
     metric: str,
     method: str = "MetaKD",
     against: str = "NoKD",

@@ -47,7 +47,7 @@ def paired_p(
 
 # %% ../nbs/002_statistics.ipynb #1e01440d
 def summarise(
-    runs: pd.DataFrame,  # one row a run
+    runs: pd.DataFrame,  # one row per run
     by: Sequence[str],  # the columns that make a setting, such as ["rate", "method"]
     value: str = "accuracy",
 ) -> pd.DataFrame:  # by..., seeds, mean, half

@@ -255,7 +255,7 @@ def chosen_rows(
 def by_subset(
     rows: pd.DataFrame,  # from `analyses`
     value: str = "accuracy",
-) -> pd.DataFrame:  # a row a run: tested, variant, seed; asked, other, both, mean
+) -> pd.DataFrame:  # one row per run: tested, variant, seed; asked, other, both, mean
     "The subsets of a run side by side, named by what training had: `asked` for all samples, `other` for a few."
     wide = rows.pivot_table(
         index=["tested", "variant", "seed"], columns="subset", values=value, sort=False

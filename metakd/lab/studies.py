@@ -300,7 +300,7 @@ def studies(
     methods: Sequence[str] | None = None,  # None: all
     seeds: int = 5,
     workers: int = 2,
-) -> pd.DataFrame:  # one row a run
+) -> pd.DataFrame:  # one row per run
     """Run what is missing of a study, and read it all. The recipe is written beside the results, and another one is
     refused.
     """

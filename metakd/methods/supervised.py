@@ -66,7 +66,7 @@ class Supervised(Method):
 # %% ../../nbs/109_supervised.ipynb #eb39a983
 @dataclass(frozen=True)
 class ClassifierRecipe(Recipe):
-    "What all methods share that classify with one encoder a modality and a fully connected head."
+    "What all methods share that classify with one encoder per modality and a fully connected head."
 
     feature_size: int = 84
     """Width C of one modality's feature. The paper never says how 160 and 320 become one size; LeNet's own last width

@@ -103,7 +103,7 @@ def classifier(
     encoders: Mapping[str, nn.Module] | None = None,
     scale: bool = True,  # pictures by their training samples (chapter 102)
 ) -> MultimodalModel:
-    "One encoder a modality, features of one size, and a fully connected head."
+    "One encoder per modality, features of one size, and a fully connected head."
     own = encoders or {}
     if odd := set(own) - set(shapes):
         raise MetakdError(f"an encoder for '{min(odd)}', but the modalities are {', '.join(shapes)}")
@@ -119,17 +119,22 @@ def segmenter(
     modalities: Sequence[str],
     network: Literal["compact", "reference"] = "compact",
     skips: Literal["mean", "zero"] = "mean",  # what fills the skips of a missing modality
-    encoders: Literal["shared", "own"] = "shared",  # one for all sequences, or one for each
+    # one for all sequences, or one for each; or of your own, for some: [N, 1, D, H, W] -> levels as wide as `widths`
+    encoders: Literal["shared", "own"] | Mapping[str, nn.Module] = "shared",
     widths: Sequence[int] | None = None,  # of `compact`; None: those of `WIDTHS`, about as many parameters either way
     regions: int = 3,
     # what stands in for a missing feature at the bottleneck (chapter 103)
     impute: Literal["mean", "zero", "linear", "generator"] = "mean",
 ) -> MultimodalModel:
     "A 3D U-Net. Equation (1) has one encoder for all sequences."
-    widths = widths or WIDTHS[encoders]
+    own = {} if isinstance(encoders, str) else encoders
+    widths = widths or WIDTHS[encoders if isinstance(encoders, str) else "own"]
     compact = network == "compact"
     encoder, deepest = (lambda: ResidualEncoder(widths), widths[-1]) if compact else (ReferenceEncoder, 256)
-    each = dict.fromkeys(modalities, encoder()) if encoders == "shared" else {m: encoder() for m in modalities}
+    if encoders == "shared":
+        each = dict.fromkeys(modalities, encoder())
+    else:
+        each = {m: own[m] if m in own else encoder() for m in modalities}
     decoder = (
         UNetDecoder(len(modalities), widths, regions) if compact else ReferenceDecoder(len(modalities), regions=regions)
     )
