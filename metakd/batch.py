@@ -126,7 +126,7 @@ def check_batch(
             raise MetakdError(f"sample {a[:, i].nonzero()[0].item()} says it has '{m}', but the batch holds no '{m}'")
     return batch
 
-
+# %% ../nbs/101_batch.ipynb #ca5b9ee4
 def check_modality(
     name: str,
     values: Tensor,  # [B, ...]

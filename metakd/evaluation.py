@@ -59,7 +59,7 @@ def gather(
         if parts
     }
 
-
+# %% ../nbs/201_evaluation.ipynb #a7b59395
 def check_answer(answer: Tensor, numbers: Tensor, subset: str) -> None:
     "Raise a `MetakdError` where an answer is NaN: it would count as some class."
     wrong = answer.isnan().flatten(1).any(1)
@@ -69,7 +69,7 @@ def check_answer(answer: Tensor, numbers: Tensor, subset: str) -> None:
             "values in its modalities, or in the weights"
         )
 
-
+# %% ../nbs/201_evaluation.ipynb #0a2ac24a
 def evaluate(
     method: Method,
     task: Task,

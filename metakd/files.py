@@ -137,7 +137,7 @@ def check_outputs(
         if os.path.lexists(path):
             raise MetakdError(f"{path} is there already; overwrite it on purpose, skip it, or choose another folder")
 
-
+# %% ../nbs/001_files.ipynb #0b678dc4
 def write_table(
     path: str | Path,
     table,  # a pandas.DataFrame
@@ -184,7 +184,7 @@ def digest(*content) -> str:  # 16 hex digits
         add(value)
     return state.hexdigest()
 
-
+# %% ../nbs/001_files.ipynb #61f83c0f
 def differences(
     then: Mapping,
     now: Mapping,

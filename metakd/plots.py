@@ -63,7 +63,7 @@ COLOURS = {
     "Flex-MoE": PURPLE,
 }
 
-
+# %% ../nbs/202_plots.ipynb #cb2231e5
 def colours(names: Iterable[str]) -> dict[str, str]:
     "A colour for each name: its own, or the next one of the palette that none of the others has."
     names = list(names)

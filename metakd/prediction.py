@@ -80,7 +80,7 @@ def patients_in(
         )
     return cases, problems
 
-
+# %% ../nbs/209_prediction.ipynb #3599bba0
 def named_patient(named: dict[str, Path], name: str | None, layout: ScanLayout = BRATS) -> Case:
     "One patient from files that were named."
     for m, p in named.items():
@@ -128,7 +128,7 @@ def open_patient(
         own,
     )
 
-
+# %% ../nbs/209_prediction.ipynb #66158db4
 def unlike_training(
     name: str,
     scans: Scans,
@@ -153,7 +153,7 @@ def unlike_training(
         )
     return messages
 
-
+# %% ../nbs/209_prediction.ipynb #0f44ec77
 @torch.inference_mode()
 def probabilities(
     method: Method,
@@ -218,7 +218,7 @@ def picture(
 OUTPUTS = {"label": "_seg.nii.gz", "probabilities": "_seg_probabilities.nii.gz", "picture": "_seg.png"}
 VOLUMES = "volumes.csv"
 
-
+# %% ../nbs/209_prediction.ipynb #7f413983
 class Options(NamedTuple):
     "How patients are segmented and what is written of them."
 
@@ -238,7 +238,7 @@ class Options(NamedTuple):
         wanted = {"label": True, "probabilities": self.save_probabilities, "picture": self.png}
         return {kind: out / f"{case.name}{end}" for kind, end in OUTPUTS.items() if wanted[kind]}
 
-
+# %% ../nbs/209_prediction.ipynb #7e119917
 def predict_case(
     method: Method,
     task: Segmentation,
@@ -277,7 +277,7 @@ def predict_case(
         "file": outputs["label"].name,
     }
 
-
+# %% ../nbs/209_prediction.ipynb #56b8136c
 def post_processed(task: Segmentation, layout: ScanLayout = BRATS) -> Segmentation:
     "The same task with the layout's post-processing."
     if layout.post is None:
@@ -301,7 +301,7 @@ def draw(path: Path, scans: Scans, label: np.ndarray, title: str, layout: ScanLa
     else:
         atomic_write(path, buffer.getvalue())
 
-
+# %% ../nbs/209_prediction.ipynb #a4258d34
 def predict(
     method: Method,
     task: Segmentation,
@@ -338,7 +338,7 @@ def predict(
                 add_volumes(out / VOLUMES, rows[-1])
     return rows, problems
 
-
+# %% ../nbs/209_prediction.ipynb #63650631
 def add_volumes(path: Path, row: dict) -> None:
     "One patient's row into the table of volumes, in the place of an older one."
     try:

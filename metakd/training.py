@@ -137,7 +137,7 @@ def save_weights(folder: Path, method: Method, recipe: Recipe) -> None:
     )
     atomic_write(folder / "recipe.json", json_bytes(asdict(recipe)))
 
-
+# %% ../nbs/203_training.ipynb #8eab8eda
 def load_weights(folder: str | Path, method: Method) -> Method:
     """Read weights.safetensors into a method of the same shapes, or those of the newest checkpoint where the training
     has not ended. It answers without dropout afterwards.
@@ -210,7 +210,7 @@ def save_checkpoint(
             shutil.rmtree(old, ignore_errors=True)
     return final
 
-
+# %% ../nbs/203_training.ipynb #b7cda9b6
 def load_checkpoint(folder: Path, method: Method, recipe: Recipe) -> dict:  # the loop's state
     "The inverse of `save_checkpoint`; refuses another recipe, but for more epochs."
     saved, now = read_json(folder / "recipe.json", "a recipe"), json.loads(json_bytes(asdict(recipe)))
@@ -505,7 +505,7 @@ def read_run(folder: str | Path) -> dict:
         )
     return found
 
-
+# %% ../nbs/203_training.ipynb #2102d308
 def check_run(out: Path, now: dict) -> None:
     """Raise a `MetakdError` where a folder's run was made of something else. Who calls `train` without `about` is asked
     about the method and the data alone.
@@ -561,7 +561,7 @@ def train_at_once(
     score = evaluate(method, task, validation, None if tested is None else tested[None])[task.main_metric].mean()
     return pd.DataFrame([{"epoch": 1, "step": 0, "seconds": time.monotonic() - began, task.main_metric: score}])
 
-
+# %% ../nbs/203_training.ipynb #a1757717
 def train(
     method: Method,
     task: Task,
@@ -629,7 +629,7 @@ def train(
             watch,
         )
 
-
+# %% ../nbs/203_training.ipynb #7d4b32f0
 def train_steps(
     t: Training,
     progress: bool,

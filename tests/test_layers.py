@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from links import chapters, exported, imported, linked, module, root
+from links import chapters, exported, imported, linked, module, root, sources
 
 LAYERS = (  # a module imports from its own layer and from those before it
     ("files",),
@@ -136,6 +136,14 @@ def test_every_name_of_the_front_door_is_there():
     assert all(getattr(metakd, name) is not None for name in metakd.__all__)
     with pytest.raises(AttributeError, match="no attribute 'MetaDK'"):
         metakd.MetaDK  # noqa: B018
+
+
+def test_no_line_of_code_is_longer_than_120_characters():
+    "Ruff lets a line pass that has no blank to break it at."
+    notebooks = sorted((root / "nbs").rglob("*.ipynb"))
+    lines = [(p.name, line) for p in notebooks for s in sources(p) for line in s.splitlines()]
+    lines += [(p.name, line) for p in (root / "tests").glob("*.py") for line in p.read_text().splitlines()]
+    assert not [(name, line) for name, line in lines if len(line) > 120]
 
 
 def test_ruff_is_content():

@@ -66,7 +66,7 @@ def print_table1(runs: pd.DataFrame, cases: pd.DataFrame) -> None:
         print(foot.T.round(4).to_string())
     print(table1_gains(cases).round(4).to_string(index=False))
 
-
+# %% ../../nbs/602_lab_commands.ipynb #39e072b7
 def table1_command(
     data: Path,
     out: Path = Path("results"),

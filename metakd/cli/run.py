@@ -84,7 +84,7 @@ TRAININGS = {  # name -> experiment, its default, what it does, recipe, seconds 
     ),
 }
 
-
+# %% ../../nbs/601_commands.ipynb #7df52435
 def train_command(
     name: str,  # of TRAININGS
     method: str,
@@ -126,7 +126,7 @@ def named_method(
     words = [w for a in args for w in a.split("=", 1)]
     return words[words.index("--method") + 1] if "--method" in words[:-1] else AudioVision.method
 
-
+# %% ../../nbs/601_commands.ipynb #193211b8
 def training_commands(
     args: Sequence[str],  # of the command line, after `train`
 ) -> dict[str, Callable]:
@@ -168,7 +168,7 @@ def chosen_device(name: str | None) -> torch.device:
     there = ["cpu", *(f"cuda:{k}" for k in range(torch.cuda.device_count()))]
     raise MetakdError(f"--device {name}: there is no such device here; choose {', '.join(there)}")
 
-
+# %% ../../nbs/601_commands.ipynb #20e37b93
 def evaluate_run(
     run: tyro.conf.Positional[Path],
     csv: Path | None = None,
@@ -210,7 +210,7 @@ def evaluate_run(
     if csv:
         write_table(csv, table)
 
-
+# %% ../../nbs/601_commands.ipynb #316721c6
 def check_test(run: Path, now: dict, about: dict) -> None:
     "Raise a `MetakdError` where a run's test data are not what they were."
     found = differences(about.get("test", {}), now.get("test", {}))

@@ -36,7 +36,7 @@ def read_array(path: Path, dims: tuple[int, ...]) -> np.ndarray:
         )
     return values
 
-
+# %% ../../nbs/303_adni.ipynb #c62cb072
 def read_image(folder: Path) -> View:
     """The newest grey-matter map of each patient: [n, 1, x, y, z], or [n, voxels] where nothing says where the voxels
     lie.
@@ -111,7 +111,7 @@ def read_table(folder: Path, name: str) -> pd.DataFrame:
             )
     return table
 
-
+# %% ../../nbs/303_adni.ipynb #1c66efa1
 def read_adni(
     folder: str | Path,
 ) -> tuple[dict[str, pd.DataFrame | View], pd.Series]:  # the modalities whose folders exist; diagnosis 1, 2 or 3

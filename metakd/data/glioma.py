@@ -206,7 +206,7 @@ def paint(
     signal = signal + tumour.core * (core - signal)
     return (signal * (1 + 0.05 * noise(9) + 0.10 * tumour.core * noise(5))).astype(np.float32)
 
-
+# %% ../../nbs/302_glioma.ipynb #1c2ac1c4
 def scan_signal(
     noise: Noise,
     signal: np.ndarray,
@@ -297,7 +297,7 @@ def write_patient(
     os.replace(temporary, final)
     return final
 
-
+# %% ../../nbs/302_glioma.ipynb #40fb3a1c
 def write_cohort(
     out: str | Path,
     patients: int = 200,

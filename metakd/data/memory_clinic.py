@@ -154,7 +154,7 @@ def simulate_clinic(
     }
     return shown, pd.Series(course.stage, ids, name="DIAGNOSIS")
 
-
+# %% ../../nbs/304_memory_clinic.ipynb #42670a97
 def write_clinic(
     folder: str | Path,
     patients: int = 2400,

@@ -65,7 +65,7 @@ def turn(
     reoriented = orientations.apply_orientation(values, change)
     return reoriented, Grid(reoriented.shape[:3], grid.affine @ orientations.inv_ornt_aff(change, grid.shape))
 
-
+# %% ../../nbs/207_nifti.ipynb #ce220394
 def apart(a: Grid, b: Grid) -> float:  # mm; infinite where the shapes differ
     "How far apart two grids with axes of one direction are, at the corners of the field of view."
     if a.shape != b.shape:
@@ -99,7 +99,7 @@ def what_it_is(start: bytes) -> str | None:
         return "the header of a pair of files; convert it to a single .nii file"
     return None
 
-
+# %% ../../nbs/207_nifti.ipynb #c9585af0
 def read_header(stream, size: int, gz: bool) -> tuple[nib.Nifti1Header, bytes]:  # and what was read beyond it
     "The header of a stream of a file of `size` bytes, checked against what such a file can hold."
     start = stream.read(540)
@@ -126,7 +126,7 @@ def read_header(stream, size: int, gz: bool) -> tuple[nib.Nifti1Header, bytes]: 
         )
     return header, start
 
-
+# %% ../../nbs/207_nifti.ipynb #9df7d586
 def read_nifti(
     path: str | Path,
 ) -> Nifti:

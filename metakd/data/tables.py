@@ -63,7 +63,7 @@ def identifiers(
         )
     return ids
 
-
+# %% ../../nbs/204_tables.ipynb #1f911a6b
 def as_view(
     frame: pd.DataFrame | View,  # the index says who
     name: str = "table",  # for messages
@@ -92,7 +92,7 @@ def as_view(
         raise MetakdError(f"'{name}': {plain(ids[broken][0])} has NaN in places; only a table may lack single values")
     return View(ids[some], values[some], columns)
 
-
+# %% ../../nbs/204_tables.ipynb #f976f3fb
 def column_problem(column: pd.Series) -> str | None:
     "What is wrong with a column that is not numbers."
     kind = getattr(column.dtype, "kind", "O")
@@ -109,7 +109,7 @@ def column_problem(column: pd.Series) -> str | None:
         else None
     )
 
-
+# %% ../../nbs/204_tables.ipynb #8dcbd9ea
 def mixed_numbers(frame: pd.DataFrame, mixed: np.ndarray, name: str) -> np.ndarray:  # float32 [n, columns]
     """All cells as numbers, the `mixed` columns (not of a number's type) in one go; the first that holds anything else
     is named.
@@ -141,7 +141,7 @@ def mixed_numbers(frame: pd.DataFrame, mixed: np.ndarray, name: str) -> np.ndarr
         values[:, rest] = frame.iloc[:, rest].to_numpy(np.float32, na_value=np.nan)
         return values
 
-
+# %% ../../nbs/204_tables.ipynb #ba54f2fb
 def numbers(frame: pd.DataFrame, name: str) -> np.ndarray:  # float32 [n, columns]
     "The cells of a table. Columns that say nothing are allowed, and named."
     if frame.columns.nlevels > 1:
@@ -194,7 +194,7 @@ def separator(header: str) -> str:
     bare = re.sub(r'"[^"]*"', "", header)
     return max(",;\t", key=bare.count)
 
-
+# %% ../../nbs/204_tables.ipynb #e48e23f1
 def read_view(
     path: str | Path,  # a CSV file; its first column says who, as text
     **options,  # of `pandas.read_csv`, such as na_values; sep and decimal are found out where they are not given
@@ -223,7 +223,7 @@ def read_view(
         raise MetakdError(f"{path}: not readable as CSV ({e})") from None
     return frame.set_index(frame.columns[0])
 
-
+# %% ../../nbs/204_tables.ipynb #3211049c
 def check_rows(path: Path, rows: list[list[str]]) -> None:
     """Raise a `MetakdError` where a file is no table with a header: empty, without names, with a name twice, or with
     rows of other lengths.
@@ -294,7 +294,7 @@ class Samples:
         people = np.bincount(self.batch.y.numpy(), minlength=len(self.classes))
         return table.reindex(range(len(self.classes)), fill_value=0).set_axis(list(self.classes)).assign(people=people)
 
-
+# %% ../../nbs/204_tables.ipynb #b6ff7b3e
 def first(ids: pd.Index) -> str:
     return f"{len(ids)} ({', '.join(map(plain, ids[:3]))}{', ...' if len(ids) > 3 else ''})"
 
@@ -323,7 +323,7 @@ def check_indexes(indexes: Mapping[str, pd.Index]) -> None:
         stacklevel=3,
     )
 
-
+# %% ../../nbs/204_tables.ipynb #162aee37
 def align(
     views: Mapping[str, pd.DataFrame | View],  # modality -> who and what
     y: pd.Series,  # a label for each identifier
@@ -388,8 +388,11 @@ def align(
 # %% ../../nbs/204_tables.ipynb #7a1e0c16
 PARTS = ("train", "validation", "test")
 VISITS = re.compile(  # the end of a name that says which examination of a patient it is
-    r"(?P<patient>BraTS-[A-Z]+-\d+)-\d+|(?P<upenn>UPENN-GBM-\d+)_\d+|(?P<ucsf>UCSF-PDGM-\d+)_FU\w+|(?P<year>Brats1[78]_.+)_\d|"
-    r"(?P<other>.+?)[_.-]?(?:(?<=[_.-])(?:visit|session|ses|scan|timepoint|time|tp|followup|fu|week|month|year|day)[_.-]?\d+|(?<=[_.-])(?:baseline|preop|postop)|(?<=[_.-])(?:19|20)\d{6})",
+    r"(?P<patient>BraTS-[A-Z]+-\d+)-\d+|(?P<upenn>UPENN-GBM-\d+)_\d+"
+    r"|(?P<ucsf>UCSF-PDGM-\d+)_FU\w+|(?P<year>Brats1[78]_.+)_\d"
+    r"|(?P<other>.+?)[_.-]?(?:(?<=[_.-])"
+    r"(?:visit|session|ses|scan|timepoint|time|tp|followup|fu|week|month|year|day)[_.-]?\d+"
+    r"|(?<=[_.-])(?:baseline|preop|postop)|(?<=[_.-])(?:19|20)\d{6})",
     re.IGNORECASE,
 )
 
@@ -417,7 +420,7 @@ def people_of(ids: pd.Index, groups: Mapping | pd.Series | None) -> np.ndarray: 
         raise MetakdError(f"groups says nothing of {first(pd.Index(without))}")
     return np.array([groups[i] for i in ids], object)
 
-
+# %% ../../nbs/204_tables.ipynb #bfac91ed
 def stratified_split(
     samples: Samples,
     shares: Sequence[float] = (0.7, 0.15, 0.15),  # of PARTS
@@ -454,7 +457,7 @@ def stratified_split(
         else {part: samples.ids[np.isin(people, chosen.to_numpy(object))] for part, chosen in parts.items()}
     )
 
-
+# %% ../../nbs/204_tables.ipynb #d70b9177
 def check_split(
     split: Mapping[str, Sequence],  # PARTS -> identifiers
     samples: Samples,

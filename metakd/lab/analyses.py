@@ -107,7 +107,7 @@ def own_accuracies(
     )
     return tuple(round(table[p.task.main_metric][m], 6) for m in p.method.modalities)
 
-
+# %% ../../nbs/506_analyses.ipynb #e602255a
 def prepared(
     experiment: Experiment,
     recipe: Recipe,
@@ -160,7 +160,7 @@ def watcher(p: Setup):
 
     return watch
 
-
+# %% ../../nbs/506_analyses.ipynb #688ddd86
 def analysis_run(
     tested: str, method: str, changes: Mapping[str, object], seed: int, recipe: AudioVisionRecipe, **_
 ) -> list[tuple[str, list[dict]]]:  # [(file, rows), ...], the run's own rows last
@@ -234,7 +234,7 @@ def which(seeds: int | Iterable[int]) -> list[int]:
     "As many seeds from 0 on, or these."
     return list(range(seeds)) if isinstance(seeds, int) else list(seeds)
 
-
+# %% ../../nbs/506_analyses.ipynb #45d1e8be
 def chosen_rows(
     rows: pd.DataFrame,  # of any of the files
     names: Sequence[str],  # variants
@@ -279,7 +279,7 @@ def analysis_gains(
     base = table.xs(reference, level="variant")
     return (table - base.reindex(table.index.droplevel("variant")).to_numpy()).dropna(how="all").reset_index()
 
-
+# %% ../../nbs/506_analyses.ipynb #d93783cc
 def analysis_view(
     rows: pd.DataFrame,  # from `analyses`
     reference: str,  # a variant
@@ -351,7 +351,7 @@ def scan_scores(
             ]
     return {file: pd.DataFrame(rows) for file, rows in tables.items()}
 
-
+# %% ../../nbs/506_analyses.ipynb #80c0afb6
 def scan_run(
     tested: str,
     method: str,
@@ -387,7 +387,7 @@ def scan_run(
     files = [SCAN_CURVES, SCAN_CASES, *([] if changes else [SCAN_CERTAINTY, SCAN_BINS]), SCANS]
     return [(file, tables[file].to_dict("records")) for file in files]
 
-
+# %% ../../nbs/506_analyses.ipynb #e124d9c1
 def scan_analyses(
     out: str | Path,
     data: str | Path,  # folder of cases
@@ -456,7 +456,7 @@ def scan_gains(
     )
     return means.dropna()
 
-
+# %% ../../nbs/506_analyses.ipynb #5ad00255
 def scan_view(
     cases: pd.DataFrame,  # rows of SCAN_CASES
     reference: str,  # a variant

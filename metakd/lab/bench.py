@@ -175,7 +175,7 @@ def flat(prefix: str, table: dict[str, dict[str, float]]) -> dict[str, float]:
     "One level of names instead of two."
     return {f"{prefix}{what}_{name}": v for what, of in table.items() for name, v in of.items()}
 
-
+# %% ../../nbs/508_bench.ipynb #aeb7a755
 def bench_methods(
     recipe: AudioVisionRecipe, repeats: int, rate: float = 0.2, names: Sequence[str] | None = None
 ) -> dict:
@@ -365,7 +365,7 @@ def bench_data(shape: Sequence[int] = (240, 240, 155), patients: int = 8) -> dic
             result[f"seg_waiting_{name}"] = history.attrs["waited"] / history.attrs["stepping"]
     return result
 
-
+# %% ../../nbs/508_bench.ipynb #140b5755
 def bench_predict(shape: Sequence[int] = (240, 240, 155), counts: Sequence[int] = (1, 3)) -> dict:
     "`metakd predict` with an untrained compact network: seconds a patient, and peak memory of the process."
     result, recipe = {}, Brats.recipe_for("MetaKD")

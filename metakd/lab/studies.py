@@ -89,7 +89,7 @@ METRICS = ("balanced_accuracy", "accuracy", "f1", "auc")
 # arXiv 2405.07155 on ADNI, accuracy and macro F1 in %, means over subsets; second-hand, from a summary of the paper
 PAPER_ADNI = {"Flex-MoE": (58.71, 40.42), "MetaKD": (62.83, 44.64)}
 
-
+# %% ../../nbs/505_studies.ipynb #b212e0bb
 @dataclass(frozen=True)
 class Study(Experiment):
     "A data set of unlike modalities, for one method. The seed is the recipe's."
@@ -205,7 +205,7 @@ class Study(Experiment):
         own = None if self.data in STUDIES else adni_split(self.data)
         return check_split(own, samples, y.index) if own else stratified_split(samples, seed=seed)
 
-
+# %% ../../nbs/505_studies.ipynb #7f986b6d
 def in_order(samples: Samples, about: Mapping) -> Samples:
     """The same people with modalities, columns and classes as a run had them. Raises a `MetakdError` where some are
     missing.
@@ -354,7 +354,7 @@ def study_view(
         table[name] = row
     return pd.DataFrame(table).T
 
-
+# %% ../../nbs/505_studies.ipynb #a4e5b3ef
 def study_gains(
     runs: pd.DataFrame,  # of one study
     metrics: Sequence[str] = ("balanced_accuracy", "f1", "auc"),

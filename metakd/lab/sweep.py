@@ -67,7 +67,7 @@ def has_run(path: Path, job: dict, key: Sequence[str]) -> bool:
         )
     return bool((runs[list(key)] == [job[k] for k in key]).all(axis=1).any())
 
-
+# %% ../../nbs/502_sweeps.ipynb #7eb3e87d
 def append_rows(path: Path, rows: list[dict]) -> None:
     "Append rows to a CSV file, with a header where it is new. One write, so a crash cuts the last line at most."
     table = pd.DataFrame(rows)
@@ -104,7 +104,7 @@ def mend_table(path: Path) -> None:
     if text and not text.endswith(b"\n"):
         atomic_write(path, text[: text.rfind(b"\n") + 1])
 
-
+# %% ../../nbs/502_sweeps.ipynb #3a28f388
 def sweep(
     jobs: Sequence[dict],  # keyword arguments of `work`; the values that identify a run
     # returns [(file name, rows), ...]; the last is the run's own row
@@ -208,7 +208,7 @@ def foreign_spec(experiment: type[Experiment] | None, job: dict) -> MethodSpec |
     spec = experiment.find(job["method"]) if experiment else None
     return None if spec is None or spec.build.__module__.split(".")[0] == "metakd" else spec
 
-
+# %% ../../nbs/502_sweeps.ipynb #c9d59972
 def run_jobs(
     todo: Sequence[dict],
     work: Callable,

@@ -92,7 +92,7 @@ REFERENCE = joined(SegmentationRecipe, BratsMetaKD)(
 # %% ../../nbs/504_table1.ipynb #2f8c4b19
 ROWS1 = ("U-HeMIS", "U-HVED", "RobustSeg", "mmFormer", "ShaSpec", "NoKD", "MetaKD")  # the order of the paper's columns
 
-
+# %% ../../nbs/504_table1.ipynb #82a70b64
 @dataclass(frozen=True)
 class Brats(Experiment):
     "One method on one folder of cases. The seed is the recipe's."
@@ -263,7 +263,7 @@ class Brats(Experiment):
             test.names,
         )
 
-
+# %% ../../nbs/504_table1.ipynb #657fa251
 def tested_on(test: Volumes) -> dict:
     "Test cases for `experiment.json`."
     return {"samples": test.size, "digest": source_digest(test)}
@@ -306,7 +306,7 @@ def score_rows(
     means = pd.DataFrame(cases).groupby(by, sort=False)[["dice", "hd95"]].mean().round(3).reset_index()
     return cases, means.to_dict("records")
 
-
+# %% ../../nbs/504_table1.ipynb #bb03c91e
 def trained(
     p: Setup,
     out: Path,  # the run's folder
@@ -342,7 +342,7 @@ def trained(
         )
     return pd.read_csv(out / "log.csv")
 
-
+# %% ../../nbs/504_table1.ipynb #a4df8093
 def table1_run(
     data: str,
     method: str,
@@ -450,7 +450,7 @@ def paper_view() -> pd.DataFrame:
     view.loc["average"] = view.mean()
     return view
 
-
+# %% ../../nbs/504_table1.ipynb #cd8bf802
 def table1_summary(
     view: pd.DataFrame,  # from `table1_view` or `paper_view`
     method: str = "MetaKD",
@@ -470,7 +470,7 @@ def table1_summary(
     )
     return pd.DataFrame({"average": average, "rank": rank, "p": p}).T[view.columns]
 
-
+# %% ../../nbs/504_table1.ipynb #ce661db2
 def table1_gains(
     cases: pd.DataFrame,  # rows of cases
     method: str = "MetaKD",

@@ -87,7 +87,7 @@ class AudioVisionMetaKD(MetaKDRecipe):
 load_once = lru_cache(load)
 ROWS = ("LowerB", "LowerB-norm", "AutoEncoder", "GAN", "Full2miss", "SMIL", "ShaSpec", "NoKD", "MetaKD", "UpperB")
 
-
+# %% ../../nbs/503_table2.ipynb #d0ee4dc1
 @dataclass(frozen=True)
 class AudioVision(Experiment):
     "One cell of Table 2 for one method. The seed is the recipe's."
@@ -235,7 +235,7 @@ def table2_jobs(
                         )
     return jobs
 
-
+# %% ../../nbs/503_table2.ipynb #5fcc98cf
 def table2_run(
     frontend: str,
     split: str,
@@ -351,7 +351,7 @@ def gains(
         )
     return pd.DataFrame(rows)
 
-
+# %% ../../nbs/503_table2.ipynb #0093ab0a
 def lead(
     runs: pd.DataFrame,  # one protocol and one tested modality
     method: str = "MetaKD",
@@ -378,7 +378,7 @@ def lead(
         )
     return pd.DataFrame(rows)
 
-
+# %% ../../nbs/503_table2.ipynb #41ad4fd7
 def paper_differences(
     runs: pd.DataFrame,  # the paper's protocol, one tested modality
     tested: str,
@@ -403,7 +403,7 @@ def paper_differences(
 # %% ../../nbs/503_table2.ipynb #daabe2c3
 MARKERS = dict(zip(ROWS, "__sDv^P*oX"))
 
-
+# %% ../../nbs/503_table2.ipynb #29c591f4
 def plot_rates(
     runs: pd.DataFrame,  # one tested modality, one or more protocols
     tested: str,

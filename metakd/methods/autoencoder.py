@@ -74,7 +74,7 @@ def mixed(
         for i, (m, d) in enumerate(drawn.items())
     }
 
-
+# %% ../../nbs/401_autoencoder.ipynb #ab3380c1
 class Generator(nn.Module):
     "From the inputs that are present to every other one."
 
@@ -127,7 +127,7 @@ class Generator(nn.Module):
         "Complete inputs in their own units: real where present, drawn elsewhere."
         return mixed(x, self.units.back(self(self.units(x), available)), available)
 
-
+# %% ../../nbs/401_autoencoder.ipynb #ea1cf9d5
 def lenet_generator(shapes: Mapping[str, Sequence[int]], recipe: ClassifierRecipe, noise: int = 0) -> Generator:
     "With the encoders that all methods share."
     encoders = Encoders({m: LeNet(s, recipe.feature_size, recipe.normalise) for m, s in shapes.items()})

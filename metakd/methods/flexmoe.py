@@ -156,7 +156,7 @@ class FlexMoERecipe(Recipe):
             **{k: getattr(self, k) >= 1 for k in ("patches", "experts", "moe_hidden")},
         }
 
-
+# %% ../../nbs/410_flexmoe.ipynb #948f17d3
 class FlexMoE(Supervised):
     "A bank for what is missing, experts for each combination."
 

@@ -59,7 +59,7 @@ class PlainEncoder(nn.Module):
             levels.append(x)
         return levels
 
-
+# %% ../../nbs/406_hemis.ipynb #72b71386
 class ResizeDecoder(nn.Module):
     """From fused features at every level: trilinear resizing, concatenation, two convolutions of which the second
     halves the channels.

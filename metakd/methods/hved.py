@@ -63,7 +63,7 @@ def some_of(available: Tensor) -> Tensor:  # [B, M] bool -> the same
         keep[empty] = available[empty] & (torch.rand(available[empty].shape, device=available.device) < 0.5)
     return keep
 
-
+# %% ../../nbs/407_hved.ipynb #8e43598f
 class HVED(Supervised):
     "Product of experts, and every present sequence drawn again from the latent image."
 

@@ -60,7 +60,7 @@ def upper_loss(
     scaled = scale_features(features, w if batch.available.all() else renormalised(w, batch.available))
     return task.loss(model.decode(model.impute(scaled, batch.available)), batch.y)
 
-
+# %% ../../nbs/110_metakd.ipynb #ee757f0c
 def meta_gradient(
     model: MultimodalModel,
     importance: ImportanceWeights,
@@ -152,7 +152,7 @@ def first_order_gradient(method: "MetaKD", held_out: Batch, training: Batch) -> 
     "The network held fixed, as in the authors' code: training samples do not matter."
     return meta_gradient(method.model, method.importance, method.task, held_out)
 
-
+# %% ../../nbs/110_metakd.ipynb #e80760e2
 class MetaKD(Supervised):
     """Meta-learned cross-modal knowledge distillation (arXiv 2405.07155), equations (1) to (6).
 
@@ -227,7 +227,7 @@ class MetaKD(Supervised):
         self.importance.raw.grad = None
         return {"meta": loss, **{f"w_{m}": w for m, w in zip(self.modalities, self.importance().detach())}}
 
-
+# %% ../../nbs/110_metakd.ipynb #137fd3bb
 @register("MetaKD", task="classification", recipe=MetaKDRecipe)
 def metakd_classifier(shapes: Mapping[str, Sequence[int]], task: Task, recipe: ClassifierRecipe) -> MetaKD:
     "MetaKD with an encoder for each modality."

@@ -38,7 +38,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # [N, tokens, width] -> the same
         return self.block(x + self.position)
 
-
+# %% ../../nbs/409_mmformer.ipynb #47ae40dd
 class FormerEncoder(nn.Module):
     "One sequence: convolutional levels, and tokens of the deepest after attention to each other."
 
@@ -118,7 +118,7 @@ class FormerDecoder(nn.Module):
                 logits.append(self.out[k](x))
         return logits
 
-
+# %% ../../nbs/409_mmformer.ipynb #8fc54731
 class InterModal(nn.Module):
     "Attention over the tokens of all sequences, then the way up."
 

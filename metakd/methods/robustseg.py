@@ -159,7 +159,7 @@ class RobustSegRecipe(Recipe):
     def ranges(self) -> dict[str, bool]:
         return super().ranges() | {k: getattr(self, k) >= 0 for k in ("reconstruction", "divergence")}
 
-
+# %% ../../nbs/408_robustseg.ipynb #4d3b7a57
 class RobustSeg(Supervised):
     "Content and appearance apart, contents fused by gates."
 

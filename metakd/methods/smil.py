@@ -31,7 +31,7 @@ def gaussian(
     mean, raw = parameters.chunk(2, -1)
     return mean + F.softplus(raw) * torch.randn_like(mean) if sample else mean
 
-
+# %% ../../nbs/404_smil.ipynb #53a5ba0e
 class Reconstruction(nn.Module):
     "Missing features as weighted sums of priors. Until there are priors: equation (2)."
 

@@ -207,7 +207,7 @@ class PatchEmbedding(nn.Module):
             1, 2
         )
 
-
+# %% ../../nbs/102_networks.ipynb #b6122e61
 class VolumeEncoder(nn.Sequential):
     """A registered volume, less the mean of all, to a feature: two 3D convolutions and a pooling, three times. No norm
     between them: how much grey matter there is must stay visible.
@@ -240,7 +240,7 @@ class VolumeEncoder(nn.Sequential):
             if isinstance(layer, nn.Conv3d):
                 layer.to(memory_format=torch.channels_last_3d)  # the layout in which few channels are fastest on a CPU
 
-
+# %% ../../nbs/102_networks.ipynb #7119ee80
 def encoder_for(
     shape: Sequence[int],  # of one input: (columns,), (channels, height, width) or (1, depth, height, width)
     feature_size: int = 84,  # C
@@ -316,7 +316,7 @@ class ResidualEncoder(nn.Module):
             levels.append(x)
         return [*levels[:-1], self.norm(levels[-1])]
 
-
+# %% ../../nbs/102_networks.ipynb #618b68a5
 class UNetDecoder(nn.Module):
     "From the features of all modalities at every level to one logit a region and voxel."
 
@@ -385,7 +385,7 @@ class Residual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.body(x) + self.shortcut(x))
 
-
+# %% ../../nbs/102_networks.ipynb #b7d4abc7
 def bottleneck(inputs: int, width: int, stride: int = 1) -> Residual:
     "ResNet's block of three convolutions, with expansion 4."
     outputs = 4 * width
@@ -445,7 +445,7 @@ class ReferenceEncoder(nn.Module):
             levels.append(x)
         return [*levels, self.deepest(self.stages[-1](x))]
 
-
+# %% ../../nbs/102_networks.ipynb #f5d03897
 class ReferenceDecoder(nn.Module):
     "The authors' decoder: transposed convolutions, skips reduced from all modalities."
 

@@ -133,7 +133,7 @@ def check_type(
     if get_origin(hint) is tuple and not isinstance(value, tuple):
         raise MetakdError(f"{name} = {value!r}: expected several values")
 
-
+# %% ../../nbs/106_tasks.ipynb #cc365caa
 @dataclass(frozen=True)
 class Recipe:
     """The hyper-parameters that every run has. Defaults are those of the paper on AudioVision-MNIST (arXiv 2405.07155)

@@ -71,7 +71,7 @@ def check_labels(y: pd.Series) -> None:
             "people; expected a class for each person. Cut them into classes, or align them for a task with numbers"
         )
 
-
+# %% ../../nbs/107_classification.ipynb #0e55b3b6
 class Classification(Task):
     """One of `classes` labels for each sample; `y` is [B] integers.
 
