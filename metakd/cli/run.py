@@ -34,7 +34,6 @@ from ..prediction import VOLUMES, patients_in, predict
 from ..tasks.base import Recipe
 from ..tasks.segmentation import Segmentation
 from ..training import load_weights, read_run
-from ..training import train as train_method
 
 # %% ../../nbs/601_commands.ipynb #26d1304a
 EXPERIMENTS = {e.command: e for e in (AudioVision, Brats, Study)}
@@ -46,19 +45,7 @@ def train_run(name: str, out: Path, experiment, recipe: Recipe, resume: bool, ch
     p, main = experiment.prepare(recipe), int(os.environ.get("RANK", 0)) == 0
     if main:
         print(f"data: {p.source}")
-    history = train_method(
-        p.method,
-        p.task,
-        p.recipe,
-        p.train,
-        p.validation,
-        p.tested,
-        out,
-        resume,
-        checkpoint_seconds=checkpoint_seconds,
-        meta=p.meta,
-        about=p.about,
-    )
+    history = p.fit(out, resume=resume, checkpoint_seconds=checkpoint_seconds)
     if not main:
         return
     print(evaluate(p.method, p.task, p.test).to_string(index=False))

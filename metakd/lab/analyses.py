@@ -34,7 +34,7 @@ from ..stats import mean_interval, paired_p
 from ..tasks.base import Method, Recipe
 from ..tasks.classification import Classification
 from ..tasks.segmentation import Segmentation
-from ..training import Loader, train
+from ..training import Loader
 
 # %% ../../nbs/506_analyses.ipynb #3ac00007
 @torch.inference_mode()
@@ -93,7 +93,7 @@ def changed(
 
 def fit_here(experiment: Experiment, p: Setup, **options) -> pd.DataFrame:
     "Train, and leave nothing on disk."
-    return train(p.method, p.task, p.recipe, p.train, p.validation, p.tested, progress=False, meta=p.meta, **options)
+    return p.fit(progress=False, **options)
 
 
 def own_accuracies(

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import ClassVar
 
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from ..batch import Source
 from ..files import MetakdError
 from ..methods.registry import MethodSpec, methods
 from ..tasks.base import Method, Recipe, Task, joined
+from ..training import train
 
 # %% ../../nbs/501_experiments.ipynb #d9c410c8
 class Experiment:
@@ -133,3 +135,8 @@ class Setup:
     source: str  # where the data came from
     about: Mapping = field(default_factory=dict)  # what `train` writes down of it
     names: Sequence[str] | None = None  # of the test samples
+
+    def fit(self, out: str | Path | None = None, **options) -> pd.DataFrame:  # the history
+        "Train the method on all this; `out` and the options are those of `train`."
+        sources = self.train, self.validation, self.tested
+        return train(self.method, self.task, self.recipe, *sources, out, meta=self.meta, about=self.about, **options)

@@ -33,7 +33,6 @@ from ..methods.supervised import ClassifierRecipe
 from ..stats import mean_interval, paired_p
 from ..tasks.base import Method, Task
 from ..tasks.classification import Classification
-from ..training import train
 
 # %% ../../nbs/505_studies.ipynb #39c40008
 @dataclass(frozen=True)
@@ -276,7 +275,7 @@ def study_run(recipe: StudyRecipe, seed: int, drop: float, **study) -> list[tupl
         # who is left out, and which columns say nothing, was said once, by `studies`
         warnings.simplefilter("ignore", MetakdWarning)
         p = study.prepare(replace(recipe, seed=seed))
-    history = train(p.method, p.task, p.recipe, p.train, p.validation, p.tested, progress=False, meta=p.meta)
+    history = p.fit(progress=False)
     watched, weights = history[p.task.main_metric], history[[c for c in history if c.startswith("w_")]]
     results = result_rows(study, p, watched.max() if recipe.select == "best" else watched.iloc[-1])
     key = {k: results[-1][1][0][k] for k in KEY}

@@ -45,7 +45,7 @@ from ..methods.supervised import SegmentationRecipe
 from ..stats import mean_interval, paired_p
 from ..tasks.base import Method, check_type, joined, recipe_difference
 from ..tasks.segmentation import Segmentation
-from ..training import check_run, describe, load_weights, train
+from ..training import check_run, describe, load_weights
 
 # %% ../../nbs/504_table1.ipynb #e85ddb7c
 @dataclass(frozen=True)
@@ -325,21 +325,7 @@ def trained(
             )
         load_weights(out, p.method)
     else:
-        train(
-            p.method,
-            p.task,
-            p.recipe,
-            p.train,
-            p.validation,
-            p.tested,
-            out,
-            resume=True,
-            progress=False,
-            checkpoint_seconds=60,
-            meta=p.meta,
-            about=p.about,
-            **options,
-        )
+        p.fit(out, resume=True, progress=False, checkpoint_seconds=60, **options)
     return pd.read_csv(out / "log.csv")
 
 # %% ../../nbs/504_table1.ipynb #a4df8093

@@ -33,7 +33,6 @@ from ..plots import colours, plot_curves
 from ..stats import mean_interval, paired_p, summarise
 from ..tasks.base import check_type
 from ..tasks.classification import Classification
-from ..training import train
 
 # %% ../../nbs/503_table2.ipynb #b8409cbe
 @dataclass(frozen=True)
@@ -157,20 +156,7 @@ def run(
 ) -> tuple[dict, pd.DataFrame]:  # the table's row, and the history by epoch
     "Train, then evaluate on test data once, at the end."
     p, began = experiment.prepare(recipe), time.perf_counter()
-    history = train(
-        p.method,
-        p.task,
-        p.recipe,
-        p.train,
-        p.validation,
-        p.tested,
-        out,
-        resume,
-        progress,
-        meta=p.meta,
-        about=p.about,
-        **train_options,
-    )
+    history = p.fit(out, resume=resume, progress=progress, **train_options)
     table = evaluate(p.method, p.task, p.test)
     accuracy = dict(zip(table.subset, table.accuracy))
     own = own_rate(experiment.method)
