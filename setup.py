@@ -27,6 +27,7 @@ setup(
     extras_require={
         "speech": cfg["speech_requirements"].split(),
         "cohort": cfg["cohort_requirements"].split(),
+        "formats": cfg["formats_requirements"].split(),
         "h5ad": cfg["h5ad_requirements"].split(),
         "ray": cfg["ray_requirements"].split(),
         "dev": cfg["dev_requirements"].split(),

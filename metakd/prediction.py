@@ -17,13 +17,13 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from .data.nifti import Grid, nifti_bytes, turn
 from metakd.data.scans import (
     BRATS,
-    NIFTI,
     Case,
     Image,
     ScanLayout,
@@ -33,6 +33,8 @@ from metakd.data.scans import (
     outline,
     read_case,
     scan,
+    stem_of,
+    to_network,
     what_file,
 )
 from .files import MetakdError, MetakdWarning, atomic_write, check_outputs, make_folder, write_table
@@ -86,10 +88,10 @@ def named_patient(named: dict[str, Path], name: str | None, layout: ScanLayout =
     for m, p in named.items():
         if m not in layout.sequences:
             raise MetakdError(f"unknown sequence '{m}': choose from {', '.join(layout.sequences)}")
-        if not p.is_file():
+        if not p.exists():
             raise MetakdError(f"{p}: no such file")
     first = next(iter(named.values()))
-    told = what_file(first, layout) if NIFTI.fullmatch(first.name) else None
+    told = what_file(first, layout) if stem_of(first) else None
     if name is None:
         name = told.case if told else first.name.split(".nii")[0]
     if not name or Path(name).name != name:
@@ -105,7 +107,7 @@ def named_patient(named: dict[str, Path], name: str | None, layout: ScanLayout =
 class Scans(NamedTuple):
     "A patient, ready for the network."
 
-    x: dict[str, Tensor]  # sequence -> float32 [1, 1, x, y, z], cut to the brain
+    x: dict[str, Tensor]  # sequence -> float32 [1, 1, x, y, z], cut to the brain, in the network's voxels
     available: Tensor  # [1, M] bool
     box: tuple[slice, slice, slice]  # where that lies in the volume
     grid: Grid  # of the volume, turned to AXES
@@ -115,18 +117,16 @@ class Scans(NamedTuple):
 def open_patient(
     case: Case,
     intensities: str = "quantile",  # the rule of `normalise`; that of the training
+    spacing: Sequence[float] | None = None,  # mm between voxels that the network knows; None: as stored
+    strict: bool = False,  # refuse sequences on different grids
 ) -> Scans:
     "Read and check what is there; nothing else is opened."
-    volumes, grid, own = read_case(case)
-    x = {m: torch.from_numpy(normalised(case, m, v, intensities)).half().float() for m, v in volumes.items()}
-    box = brain_box(torch.stack(list(x.values())))
-    return Scans(
-        {m: v[box][None, None] for m, v in x.items()},
-        torch.tensor([[m in volumes for m in case.layout.sequences]]),
-        box,
-        grid,
-        own,
-    )
+    volumes, grid, own, _ = read_case(case, strict)
+    x = torch.stack([torch.from_numpy(normalised(case, m, v, intensities)).half() for m, v in volumes.items()])
+    box = brain_box(x)
+    x = to_network(x[(slice(None), *box)].float(), grid.spacing, spacing).half().float()
+    available = torch.tensor([[m in volumes for m in case.layout.sequences]])
+    return Scans({m: v[None, None] for m, v in zip(volumes, x)}, available, box, grid, own)
 
 # %% ../nbs/209_prediction.ipynb #66158db4
 def unlike_training(
@@ -135,7 +135,8 @@ def unlike_training(
     trained: Mapping,  # `scans` of a run's `about`: spacing in mm, and brain_ml, the least, the median and the most
 ) -> list[str]:  # a sentence for each thing that is unlike
     "What can be seen of a scan that is not as the training scans were."
-    brain = float(torch.stack(list(scans.x.values())).ne(0).any(0).sum()) * scans.grid.voxel / 1000
+    field = float(np.prod([b.stop - b.start for b in scans.box])) * scans.grid.voxel / 1000
+    brain = float(torch.stack(list(scans.x.values())).ne(0).any(0).float().mean()) * field
     try:
         (least, _, most), spacing = map(float, trained["brain_ml"]), [float(s) for s in trained["spacing"]]
     except (KeyError, TypeError, ValueError) as e:
@@ -146,10 +147,10 @@ def unlike_training(
             f"{name}: {brain:,.0f} ml of the scan are not background, in training {least:,.0f} to {most:,.0f}; is it "
             "skull-stripped, without noise around the brain, and whole?"
         )
-    if any(not 0.8 < a / b < 1.25 for a, b in zip(scans.grid.spacing, spacing)):
+    if any(a > 3 * b for a, b in zip(scans.grid.spacing, spacing)):
         messages.append(
             f"{name}: its voxels are {' x '.join(f'{s:.2g}' for s in scans.grid.spacing)} mm apart, in training "
-            f"{' x '.join(f'{s:.2g}' for s in spacing)}; resample it"
+            f"{' x '.join(f'{s:.2g}' for s in spacing)}; it is resampled, but what lies between its slices is a guess"
         )
     return messages
 
@@ -169,7 +170,8 @@ def probabilities(
         mean = 0
         for flipped in axes:
             x = {m: v.flip([d + 2 for d in flipped]) for m, v in scans.x.items()}
-            logits = task.answer(method, x, scans.available, scans.available)[0, 0]
+            logits = task.answer(method, x, scans.available, scans.available)[0]
+            logits = task.restore(logits, [b.stop - b.start for b in scans.box])[0]
             mean = mean + logits.float().sigmoid().flip([d + 1 for d in flipped]).cpu() / len(axes)
     if mean.isnan().any():
         raise MetakdError("the network's answer is NaN; are its weights whole?")
@@ -191,9 +193,11 @@ def picture(
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    cut = label[scans.box]
+    shape = next(iter(scans.x.values())).shape[2:]  # it is drawn in the network's voxels
+    native = torch.from_numpy(np.ascontiguousarray(label[scans.box]))[None, None]
+    size = [n * s / k for n, s, k in zip(native.shape[2:], scans.grid.spacing, shape)]
+    cut = F.interpolate(native.float(), shape, mode="nearest")[0, 0].numpy()
     middle = [int((cut > 0).sum(tuple({0, 1, 2} - {a})).argmax()) if cut.any() else cut.shape[a] // 2 for a in range(3)]
-    size = scans.grid.spacing
     figure = Figure(figsize=(2.1 * len(scans.x), 6.6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(3, len(scans.x), squeeze=False)
@@ -229,6 +233,8 @@ class Options(NamedTuple):
     precision: str = "no"  # or bf16
     labels: str = "auto"  # the convention to answer in, of the layout; auto: that of the patient's files
     intensities: str = "quantile"  # the rule of `normalise`; that of the training
+    spacing: Sequence[float] | None = None  # mm between voxels that the network knows; None: as stored
+    strict: bool = False  # refuse sequences on different grids, instead of resampling them
     trained: Mapping | None = None  # `scans` of a run's `about`, to compare a scan with
     overwrite: bool = False  # replace results that are there
     skip_existing: bool = False  # leave patients out whose label map is there
@@ -249,12 +255,12 @@ def predict_case(
     "Segment one patient and write the label map `<case>_seg.nii.gz`, and on request its probabilities and a picture."
     outputs, o = options.outputs(case, out), options
     check_outputs(outputs.values(), case.files, o.overwrite)
-    scans = open_patient(case, o.intensities)
+    scans = open_patient(case, o.intensities, o.spacing, o.strict)
     for messages in unlike_training(case.name, scans, o.trained) if o.trained else ():
         warnings.warn(messages, MetakdWarning, stacklevel=2)
     p = probabilities(method, task, scans, o.mirror, o.precision)
     task = task if not o.post else post_processed(task, case.layout)
-    regions = task.decide(p[None] > 0.5, scans.grid.spacing)[0]
+    regions = task.decide(p[None] - 0.5, scans.grid.spacing)[0]
     convention = case.convention if o.labels == "auto" else o.labels
 
     def stored(values):

@@ -96,7 +96,6 @@ ABDOMEN = ScanLayout(
     {"liver": (1,), "kidneys": (2, 3), "spleen": (4,), "tumour": (5,)},
     {"plain": {v: v for v in range(6)}, "shifted": {0: 0} | {v + 10: v for v in range(1, 6)}},
     {"ct": ("ct",), "pet": ("pet", "suv"), "seg": ("seg", "organs")},
-    nested=False,
 )
 
 

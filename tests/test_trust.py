@@ -431,7 +431,7 @@ def test_one_bad_patient_never_ends_a_batch(run, patient, tmp_path):
     one_line(metakd("predict", run, "--flair", tmp_path / "x.mgz", "--out", tmp_path / "mgz"), "no such file")
     (tmp_path / "x.mgz").write_bytes(bytes([0, 0, 0, 1, 0, 0, 0, 9]) + bytes(600))
     status, _, errors = metakd("predict", run, "--flair", tmp_path / "x.mgz", "--out", tmp_path / "mgz")
-    assert status == 1 and "mri_convert" in errors
+    assert status == 1 and "not a whole MGH file" in errors
 
 
 def test_everything_wrong_with_the_training_data_is_said_before_the_first_step(cohort, tmp_path):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EXPERIMENTS', 'Digits', 'Scans', 'People', 'TRAININGS', 'train_run', 'train_command', 'named_method',
            'training_commands', 'open_run', 'chosen_device', 'evaluate_run', 'check_test', 'predict_command', 'data',
-           'glioma', 'clinic', 'cache']
+           'glioma', 'scans_commands', 'describe_scans', 'show_scans', 'clinic', 'cache']
 
 # %% ../../nbs/601_commands.ipynb #4d99771e
 import inspect
@@ -21,12 +21,13 @@ import tyro
 
 from ..data.audiovision import FRONT_ENDS, load
 from ..data.glioma import BRATS_SHAPE, write_cohort
+from ..data.layouts import cases_by_sequence, describe_folder, layout_of
 from ..data.memory_clinic import write_clinic
-from ..data.scans import merged
+from ..data.scans import find_cases, merged
 from ..evaluation import evaluate
-from ..files import MetakdError, cache_dir, differences, read_json, write_table
+from ..files import MetakdError, atomic_write, cache_dir, differences, json_bytes, read_json, write_table
 from ..lab.studies import Study
-from ..lab.table1 import REFERENCE, Brats
+from ..lab.table1 import REFERENCE, Brats, ScanExperiment, ScanFolder
 from metakd.lab.table2 import (
     AudioVision,
 )
@@ -36,8 +37,9 @@ from ..tasks.segmentation import Segmentation
 from ..training import load_weights, read_run
 
 # %% ../../nbs/601_commands.ipynb #26d1304a
-EXPERIMENTS = {e.command: e for e in (AudioVision, Brats, Study)}
-Digits, Scans, People = (e.recipe_of("MetaKD") for e in EXPERIMENTS.values())  # types of recipes
+EXPERIMENTS = {e.command: e for e in (AudioVision, Brats, Study, ScanFolder)}
+# types of recipes
+Digits, Scans, People, _ = (e.recipe_of("MetaKD") for e in EXPERIMENTS.values())
 
 
 def train_run(name: str, out: Path, experiment, recipe: Recipe, resume: bool, checkpoint_seconds: float) -> None:
@@ -61,6 +63,7 @@ TRAININGS = {  # name -> experiment, its default, what it does, recipe, seconds 
         None,
         30.0,
     ),
+    "scans": ("scans", inspect.Parameter.empty, "Train a segmentation on any folder of scans.", None, 30.0),
     "study": ("study", Study(), "Train on tables and volumes of unlike modalities.", None, 30.0),
     "brats-reference": (
         "brats",
@@ -216,8 +219,10 @@ def predict_command(
     t1: Path | None = None,
     t1c: Path | None = None,
     t2: Path | None = None,
+    sequence: tuple[str, ...] = (),
     name: str | None = None,
-    labels: Literal["auto", "brats", "brats2023", "brats2024", "decathlon"] = "auto",
+    labels: str = "auto",
+    strict: bool = False,
     mirror: bool = False,
     post: bool = False,
     save_probabilities: bool = False,
@@ -232,17 +237,20 @@ def predict_command(
 
     Args:
         run: The folder that train wrote.
-        inputs: Folders of patients in any BraTS layout, or files named that way.
+        inputs: Folders of patients in the layout of the training, or files named that way.
         out: Folder for NAME_seg.nii.gz (on the input's grid), NAME_seg.png and volumes.csv.
         flair: The FLAIR file of one patient whose files have other names.
         t1: Its T1.
         t1c: Its T1 with contrast.
         t2: Its T2.
+        sequence: The same for sequences of other layouts: NAME=FILE, as often as there are sequences.
         name: What to call that patient; None: what its files are called, or their folder.
-        labels: The convention to answer in. auto: that of the patient's files.
+        labels: The convention to answer in, one of the layout's (BraTS: brats, brats2023, brats2024, decathlon). auto:
+            that of the patient's files.
+        strict: Refuse a patient whose sequences lie on different grids, instead of resampling them onto the finest.
         mirror: Average over the eight mirror images.
         post: Drop small pieces; call less than 500 mm3 of ET core.
-        save_probabilities: Also write NAME_seg_probabilities.nii.gz, one volume each for ET, TC and WT.
+        save_probabilities: Also write NAME_seg_probabilities.nii.gz, one volume for each region.
         png: Write the pictures.
         precision: bf16 for mixed precision.
         device: Such as cuda:1; None takes a GPU where there is one.
@@ -252,10 +260,20 @@ def predict_command(
     """
     where = chosen_device(device)
     experiment, recipe, about = open_run(run)
-    if not isinstance(experiment, Brats):
-        raise MetakdError(f"{run} does not segment; predict needs a run of `metakd train brats`")
+    if not isinstance(experiment, ScanExperiment):
+        raise MetakdError(
+            f"{run} does not segment; predict needs a run of `metakd train brats` or `metakd train scans`"
+        )
     experiment.check_layout(about)
-    cases, problems = patients_in(inputs, {"flair": flair, "t1": t1, "t1c": t1c, "t2": t2}, name, experiment.layout)
+    known = ("auto", *experiment.layout.labels)
+    if labels not in known:
+        raise MetakdError(f"--labels {labels}: choose from {', '.join(known)}")
+    if wrong := [word for word in sequence if "=" not in word]:
+        raise MetakdError(
+            f"--sequence {wrong[0]}: expected NAME=FILE, such as {experiment.layout.sequences[0]}=scan.nii"
+        )
+    named = {"flair": flair, "t1": t1, "t1c": t1c, "t2": t2} | dict(word.split("=", 1) for word in sequence)
+    cases, problems = patients_in(inputs, named, name, experiment.layout)
     method, task = experiment.build(recipe, window_batch=window_batch, device="cpu")
     load_weights(run, method).to(where)
     rows, failed = predict(
@@ -270,6 +288,8 @@ def predict_command(
         precision=precision,
         labels=labels,
         intensities=recipe.intensities,
+        spacing=about.get("scans", {}).get("spacing"),
+        strict=strict,
         trained=about.get("scans"),
         overwrite=overwrite,
         skip_existing=skip_existing,
@@ -339,6 +359,46 @@ def glioma(
         f"{out}: {len(written)} patients, {sum(p.parent.name == 'HGG' for p in written)} of high grade. Train with: "
         f"metakd train brats --data {out} --out runs/first"
     )
+
+# %% ../../nbs/601_commands.ipynb #65010d10
+def scans_commands(args: Sequence[str]) -> dict[str, Callable]:
+    "The commands of `metakd scans`."
+    return {"init": describe_scans, "show": show_scans}
+
+
+def describe_scans(
+    folder: tyro.conf.Positional[Path],
+    out: Path | None = None,
+) -> None:
+    """Write a scans.json by looking: sequences, how their files are called, labels. Edit it, then train.
+
+    Args:
+        folder: A folder of scans that no dataset.json describes.
+        out: The file to write; None: scans.json in the folder.
+    """
+    path = out or folder / "scans.json"
+    if path.exists():
+        raise MetakdError(f"{path} is there already; edit it, or name another with --out")
+    about, table = describe_folder(folder)
+    atomic_write(path, json_bytes(about))
+    print(table.to_string(index=False))
+    print(f"{path}: {', '.join(about['sequences'])}; labels {', '.join(about['labels'])}. Name them as you like, then:")
+    print(f"metakd train scans --data {folder} --out runs/first" + (f" --described-by {out}" if out else ""))
+
+
+def show_scans(folder: tyro.conf.Positional[Path], described_by: str | None = None) -> None:
+    """What a folder of scans holds: its layout, and how many cases have which sequences.
+
+    Args:
+        folder: A folder of scans.
+        described_by: brats, decathlon, lgg, or a dataset.json or scans.json; None: found out.
+    """
+    layout = layout_of(folder, described_by)
+    cases = find_cases(folder, layout=layout)
+    print(f"{folder}: {len(cases)} cases of {len({c.patient for c in cases})} patients, layout {layout.name}")
+    for region, values in layout.regions.items():
+        print(f"region {region}: labels {', '.join(map(str, values))}")
+    print(cases_by_sequence(cases).to_string(index=False))
 
 # %% ../../nbs/601_commands.ipynb #50c60002
 def clinic(

@@ -25,6 +25,7 @@ COMMANDS = {  # name -> where its function is, what it does
     "data": ("metakd.cli.run:data", "Find, check and prepare the recordings and pictures."),
     "glioma": ("metakd.cli.run:glioma", "Write a simulated cohort of brain tumours in the BraTS layout."),
     "clinic": ("metakd.cli.run:clinic", "Write a simulated memory clinic in ADNI's layout."),
+    "scans": ("metakd.cli.run:scans_commands", "Describe a folder of scans by looking, or show what it holds."),
     "train": ("metakd.cli.run:training_commands", "Train one method on digits, scans, or tables and volumes."),
     "evaluate": ("metakd.cli.run:evaluate_run", "A trained model on its test data, every subset of modalities."),
     "predict": ("metakd.cli.run:predict_command", "Segment patients from whichever sequences there are."),
@@ -56,8 +57,8 @@ def run_command(args: list[str]) -> None:
     import tyro
 
     command, rest = getattr(import_module(module), function), args[1:]
-    if name == "train":
-        tyro.extras.subcommand_cli_from_dict(command(rest), prog="metakd train", args=rest)
+    if name in ("train", "scans"):
+        tyro.extras.subcommand_cli_from_dict(command(rest), prog=f"metakd {name}", args=rest)
     else:
         tyro.cli(command, prog=f"metakd {name}", args=rest)
 
