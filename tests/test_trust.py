@@ -450,7 +450,7 @@ def test_everything_wrong_with_the_training_data_is_said_before_the_first_step(c
     one_line(
         said,
         "not a whole NIfTI file",
-        "lies 30 mm away from its images",
+        "lie 30 mm apart",
         "label 7 is not one of 0, 1, 2, 4",
         train.name,
         validation.name,
@@ -781,9 +781,9 @@ def test_a_plugin_is_named_on_the_command_line(tmp_path):
 def test_the_cache_can_be_seen_and_emptied(tmp_path, monkeypatch, cohort):
     monkeypatch.setenv("METAKD_CACHE", str(tmp_path))
     assert metakd("train", "brats", "--data", cohort, "--method", "NoKD", "--out", tmp_path / "run", *TINY)[0] == 0
-    (tmp_path / "brats" / "notes.txt").write_text("mine")
+    (tmp_path / "scans" / "notes.txt").write_text("mine")
     assert "prepared scans: 20 files" in metakd("cache")[1]
-    assert metakd("cache", "--clear")[0] == 0 and [p.name for p in (tmp_path / "brats").iterdir()] == ["notes.txt"]
+    assert metakd("cache", "--clear")[0] == 0 and [p.name for p in (tmp_path / "scans").iterdir()] == ["notes.txt"]
 
 
 def test_real_digits_in_any_unit_are_learnt_equally_well():

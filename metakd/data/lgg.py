@@ -109,7 +109,7 @@ def find_patients(
 ) -> tuple[list[Case], list[str]]:  # cases, and what is wrong with the others
     "Every patient below a folder. The download holds all of them twice; each is read once."
     where, cases, problems = {}, [], []
-    for path in sorted(p for p in folder.rglob("TCGA_*") if p.is_dir() and PATIENT.fullmatch(p.name)):
+    for path in sorted(p for p in (folder, *folder.rglob("TCGA_*")) if p.is_dir() and PATIENT.fullmatch(p.name)):
         where.setdefault(path.name, path)
     for name, path in where.items():
         try:

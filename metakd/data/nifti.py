@@ -19,6 +19,7 @@ import nibabel as nib
 import numpy as np
 from nibabel import orientations
 from nibabel.affines import apply_affine, voxel_sizes
+from nibabel.freesurfer.mghformat import MGHError
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
@@ -233,6 +234,7 @@ def read_mgh(path: Path) -> VolumeFile:
         MemoryError,
         zlib.error,
         nib.filebasedimages.ImageFileError,
+        MGHError,
     ) as e:
         raise MetakdError(
             f"{path}: not a whole MGH file ({str(e).splitlines()[0] if str(e) else type(e).__name__})"

@@ -596,29 +596,29 @@ def make_folds(
     stratum: Callable[[Case], str] | None = None,
     validation: float = 0.1,  # of the patients that are not tested
     meta: float = 0.05,  # of the same, and at least two
+    leave_out: bool = False,  # test each stratum instead, by networks that saw none of it; the strata by name
 ) -> list[dict[str, list[str]]]:  # for each fold part -> names of cases
     """Cross-validation by patient: everybody is tested once. What a training chooses by, and learns importance from, is
     of its own training patients.
     """
-    from sklearn.model_selection import StratifiedGroupKFold
-
     cases = [c for c in cases if c.label]
     strata = {c.patient: "" if stratum is None else stratum(c) for c in cases}
     patients = sorted(strata)
-    if not 2 <= folds <= len(patients) // 2:
+    names = sorted(set(strata.values()))
+    if leave_out and len(names) < 2:
+        raise MetakdError(f"there is one stratum, {names[0]!r}; leaving it out leaves nobody to train on")
+    if not leave_out and not 2 <= folds <= len(patients) // 2:
         raise MetakdError(f"folds = {folds}: expected 2 to {len(patients) // 2}, half of {len(patients)} patients")
 
     def deal(people: list[str], parts: int) -> list[list[str]]:
-        dealer = StratifiedGroupKFold(parts, shuffle=True, random_state=seed)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of a stratum with fewer people than parts
-            dealt = dealer.split(people, [strata[p] for p in people], people)
-            return [[people[i] for i in held] for _, held in dealt]
+        order = np.random.default_rng(seed).permutation(people).tolist()
+        order.sort(key=strata.get)  # a stable sort: stratum by stratum, dealt like cards
+        return [order[k::parts] for k in range(parts)]
 
     splits = []
-    for tested in deal(patients, folds):
+    for tested in [[p for p in patients if strata[p] == n] for n in names] if leave_out else deal(patients, folds):
         rest = [p for p in patients if p not in tested]
-        chosen = deal(rest, max(2, round(1 / validation)))[0]
+        chosen = deal(rest, min(len(rest), max(2, round(1 / validation))))[0]
         training = [p for p in rest if p not in chosen]
         np.random.default_rng(seed).shuffle(training)
         held_out = most_complete(cases, training)[: max(2, round(meta * len(rest)))]

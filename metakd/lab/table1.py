@@ -343,12 +343,13 @@ TABLE1, CASES, CURVES1 = "table1_glioma.csv", "table1_glioma_cases.csv", "table1
 def score_rows(
     table: pd.DataFrame,  # from `evaluate(..., each=True)` with Hausdorff distances
     names: Sequence[str],  # of the cases
+    layout: ScanLayout = BRATS,
     **key,  # method, seed
 ) -> tuple[list[dict], list[dict]]:  # rows of cases, rows of their means
-    "One row a (case, subset, region), and one a (subset, region): Dice in %, 95 % Hausdorff distance in mm."
+    "One row for each case, subset and region, and their means over cases: Dice in %, 95 % Hausdorff distance in mm."
     cases = []
     for r in table.to_dict("records"):
-        present = dict(zip(SEQUENCES, parse_subset(r["subset"], SEQUENCES).int().tolist()))
+        present = dict(zip(layout.sequences, parse_subset(r["subset"], layout.sequences).int().tolist()))
         cases += [
             {
                 **present,
@@ -358,9 +359,9 @@ def score_rows(
                 "dice": round(100 * r[f"dice_{g}"], 2),
                 "hd95": round(r[f"hd95_{g}"], 2),
             }
-            for g in REGIONS
+            for g in layout.regions
         ]
-    by = [*SEQUENCES, "region", *key]
+    by = [*layout.sequences, "region", *key]
     means = pd.DataFrame(cases).groupby(by, sort=False)[["dice", "hd95"]].mean().round(3).reset_index()
     return cases, means.to_dict("records")
 
