@@ -970,15 +970,15 @@ def to_network(
     spacing: Sequence[float],  # mm between its voxels
     wanted: Sequence[float] | None,  # see `network_shape`
 ) -> Tensor:
-    "The same field of view in the voxels that a network knows, smoothed before voxels are left out."
+    "The same field of view in the voxels that a network knows, smoothed where more than every second one is left out."
     size = network_shape(x.shape[1:], spacing, wanted)
     if size == tuple(x.shape[1:]):
         return x
     from monai.transforms import Resize
 
-    # MONAI smooths all axes or none: first the ones that get fewer voxels, then the others
-    fewer = tuple(min(n, s) for n, s in zip(x.shape[1:], size))
-    for shape, smooth in ((fewer, True), (size, False)):
+    # interpolation half-way is a mean already; MONAI smooths all axes or none, so the sparse ones come first
+    sparse = tuple(s if n > 2 * s else n for n, s in zip(x.shape[1:], size))
+    for shape, smooth in ((sparse, True), (size, False)):
         if shape != tuple(x.shape[1:]):
             x = Resize(shape, mode="trilinear", anti_aliasing=smooth)(x.float()).as_tensor()
     return x
