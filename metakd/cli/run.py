@@ -430,7 +430,7 @@ def cache(
         clear: Delete it. Downloads and synthesised speech stay.
     """
     where = cache_dir()
-    kinds = {"prepared scans": where.glob("brats/*"), "features": where.glob("*.safetensors")}
+    kinds = {"prepared scans": (*where.glob("scans/*"), *where.glob("brats/*")), "features": where.glob("*.safetensors")}
     ours = re.compile(r"[0-9a-f]{16}\.(pt|json)|[\w-]+-[0-9a-f]+\.safetensors")
     print(f"{where} ($METAKD_CACHE chooses another place)")
     for kind, paths in kinds.items():
