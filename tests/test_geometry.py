@@ -209,3 +209,14 @@ def test_organs_that_exclude_each_other_never_share_a_voxel():
     assert found[:, 1:].any(1).eq(margin.amax(1) > 0).all()
     with pytest.raises(MetakdError, match="share labels"):
         replace(BRATS, regions={"a": (1, 2), "b": (2, 4)})
+
+
+def test_a_region_that_no_training_case_has_is_said_before_the_first_step(tmp_path):
+    from metakd.lab.table1 import Brats
+    from metakd.methods.supervised import SegmentationRecipe
+
+    for k in range(5):
+        images, label = blobs((20, 22, 18), k)
+        write(tmp_path / f"P{k}", images, np.where(label == 4, 1, label).astype(np.uint8), name=f"P{k}")
+    with pytest.raises(MetakdError, match="no voxel of ET in any training case"):
+        Brats(tmp_path, "NoKD", cache=tmp_path / "cache").prepare(SegmentationRecipe(window=(16, 16, 16)))

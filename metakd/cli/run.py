@@ -274,7 +274,7 @@ def predict_command(
         )
     named = {"flair": flair, "t1": t1, "t1c": t1c, "t2": t2} | dict(word.split("=", 1) for word in sequence)
     cases, problems = patients_in(inputs, named, name, experiment.layout)
-    method, task = experiment.build(recipe, window_batch=window_batch, device="cpu")
+    method, task = experiment.build(recipe, window_batch=window_batch, device="cpu", progress=sys.stderr.isatty())
     load_weights(run, method).to(where)
     rows, failed = predict(
         method,
@@ -430,7 +430,8 @@ def cache(
         clear: Delete it. Downloads and synthesised speech stay.
     """
     where = cache_dir()
-    kinds = {"prepared scans": (*where.glob("scans/*"), *where.glob("brats/*")), "features": where.glob("*.safetensors")}
+    scans = *where.glob("scans/*"), *where.glob("brats/*")  # brats: where earlier versions kept them
+    kinds = {"prepared scans": scans, "features": where.glob("*.safetensors")}
     ours = re.compile(r"[0-9a-f]{16}\.(pt|json)|[\w-]+-[0-9a-f]+\.safetensors")
     print(f"{where} ($METAKD_CACHE chooses another place)")
     for kind, paths in kinds.items():

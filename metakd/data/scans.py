@@ -926,7 +926,7 @@ def normalise(
 # %% ../../nbs/208_scans.ipynb #e0f3caea
 CENTRES = 2000  # voxels of a region that a crop can be centred on, evenly spread over it
 # what `prepare_case` makes; another text makes everything anew
-KEPT = "x, y, native, classes, present, spacing, shape, brain, digest; 3"
+KEPT = "x, y, native, classes, present, spacing, shape, brain, voxels, digest; 3"
 
 
 def normalised(case: Case, m: str, volume: np.ndarray, rule: str) -> np.ndarray:
@@ -995,7 +995,8 @@ def prepare_case(
 
     "x" float16 [K, x, y, z], the K sequences that are "present"; "y" uint8 [R, x, y, z]; "native": y in the voxels of
     the files, None where these are the same; "classes": voxels of each region, and of all;
-    "spacing" in mm and "shape" of the whole volume as stored; "brain" in ml; "digest" of the files' content.
+    "spacing" in mm and "shape" of the whole volume as stored; "brain" in ml; "voxels" of each region as stored;
+    "digest" of the files' content.
     """
     from monai.transforms import ClassesToIndices
 
@@ -1018,6 +1019,7 @@ def prepare_case(
         "spacing": torch.tensor(grid.spacing),
         "shape": torch.tensor(grid.shape),
         "brain": brain,
+        "voxels": native.flatten(1).sum(1, dtype=torch.long),
         "digest": digest(volumes, label, np.round(grid.affine, 3)),
     }
 
@@ -1239,5 +1241,5 @@ def summary(made: dict | None) -> dict:
     "The small part of what `prepare_case` makes."
     return {
         k: None if made is None else made[k].tolist() if isinstance(made[k], Tensor) else made[k]
-        for k in ("present", "spacing", "shape", "brain", "digest")
+        for k in ("present", "spacing", "shape", "brain", "voxels", "digest")
     }

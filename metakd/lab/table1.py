@@ -10,7 +10,7 @@ __all__ = ['REFERENCE', 'ROWS1', 'TABLE1', 'CASES', 'CURVES1', 'BratsMetaKD', 'S
 # %% ../../nbs/504_table1.ipynb #1cab309a
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib import resources
@@ -211,6 +211,7 @@ class ScanExperiment(Experiment):
         "Find, split and read the cases, build the method."
         parts = self.volumes(self.parts(), recipe)
         known = {part: volumes.survey() for part, volumes in parts.items()}
+        self.check_regions(known["train"].values())
         brain, spacing = [s["brain"] for s in known["train"].values()], parts["train"].spacing
         method, task = self.build(recipe, spacing)
         about = self.about(
@@ -250,6 +251,15 @@ class ScanExperiment(Experiment):
             about,
             parts["test"].names,
         )
+
+    def check_regions(self, training: Iterable[Mapping]) -> None:
+        "Raise a `MetakdError` where no training case has a region: nothing could be learnt of it."
+        voxels = torch.tensor([s["voxels"] for s in training]).sum(0).tolist()
+        if empty := [region for region, n in zip(self.layout.regions, voxels) if not n]:
+            raise MetakdError(
+                f"{self.data}: no voxel of {', '.join(empty)} in any training case; is the segmentation's label right, and "
+                "the split?"
+            )
 
     def prepare_test(self, recipe: SegmentationRecipe, about: Mapping, split: Path | None = None) -> Setup:
         """The test cases of a run by their names, or those that another split names: which may be of another hospital,

@@ -99,6 +99,7 @@ class Segmentation(Task):
         post: Callable[[Tensor, float], Tensor] | None = None,
         # where the answer for a whole volume is put together; None: where the volume is
         device: str | torch.device | None = None,
+        progress: bool = False,  # a bar over the windows
     ):
         from monai.losses import DiceLoss
 
@@ -113,6 +114,7 @@ class Segmentation(Task):
         self.calibration = calibration
         self.window_batch = window_batch
         self.device = device
+        self.progress = progress
         chain = [*range(1, len(self.regions)), None]
         self.parents = tuple(chain if parents is None else parents)
         if len(self.parents) != len(chain) or any(p is not None and p <= r for r, p in enumerate(self.parents)):
@@ -150,6 +152,7 @@ class Segmentation(Task):
                 mode="constant",
                 sw_device=device,
                 device=self.device or volume.device,
+                progress=self.progress,
             )
             answers.append(logits.unflatten(1, (len(subsets), len(self.regions))).transpose(0, 1))
         return torch.cat(answers, 1)
