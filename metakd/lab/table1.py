@@ -257,8 +257,8 @@ class ScanExperiment(Experiment):
         voxels = torch.tensor([s["voxels"] for s in training]).sum(0).tolist()
         if empty := [region for region, n in zip(self.layout.regions, voxels) if not n]:
             raise MetakdError(
-                f"{self.data}: no voxel of {', '.join(empty)} in any training case; is the segmentation's label right, and "
-                "the split?"
+                f"{self.data}: no voxel of {', '.join(empty)} in any training case; are its labels and "
+                "the split right?"
             )
 
     def prepare_test(self, recipe: SegmentationRecipe, about: Mapping, split: Path | None = None) -> Setup:
