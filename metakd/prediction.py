@@ -77,8 +77,8 @@ def patients_in(
         problems += found[1]
     if not cases and not problems:
         raise MetakdError(
-            f"{', '.join(map(str, paths))}: no sequence found; expected files such as NAME_flair.nii.gz or "
-            "NAME-t2f.nii.gz"
+            f"{', '.join(map(str, paths))}: no sequence found; expected files such as "
+            f"{' or '.join(f'NAME_{layout.files[m][0]}.nii.gz' for m in layout.sequences[:2])}"
         )
     return cases, problems
 

@@ -19,10 +19,13 @@ import soundfile
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image as Picture
 
 from metakd.data.adni import read_array
 from metakd.data.audiovision import read_wav
-from metakd.data.nifti import read_nifti
+from metakd.data.layouts import layout_of
+from metakd.data.lgg import read_picture
+from metakd.data.nifti import read_nifti, read_scan
 from metakd.data.scans import Case, Image, read_case, read_label, read_split
 from metakd.data.tables import read_split as read_people
 from metakd.data.tables import read_view
@@ -99,6 +102,22 @@ def equal(a, b):
     return np.array_equal(np.asarray(a), np.asarray(b))
 
 
+VOXELS = np.arange(210, dtype=np.float32).reshape(7, 6, 5)
+
+
+def volume(path):
+    return read_scan(path).values
+
+
+def through_itk(suffix):
+    itk = pytest.importorskip("SimpleITK")
+    return saved(lambda p: itk.WriteImage(itk.GetImageFromArray(VOXELS), str(p)), suffix)
+
+
+def picture():
+    return saved(lambda p: Picture.fromarray(np.arange(300, dtype=np.uint8).reshape(10, 10, 3)).save(p), ".tif")
+
+
 LOADERS = {
     "nii.gz": Loader(gzip.compress(SCAN.to_bytes(), mtime=0), ".nii.gz", lambda p: read_nifti(p).values, equal),
     "nii": Loader(SCAN.to_bytes(), ".nii", lambda p: read_nifti(p).values),
@@ -128,6 +147,32 @@ LOADERS = {
         json.dumps({"format": 2, "about": {"experiment": "brats"}, "training": {}, "versions": {}}).encode(),
         ".json",
         runs_json,
+    ),
+    "mgz": Loader(gzip.compress(nib.MGHImage(VOXELS, np.eye(4)).to_bytes(), mtime=0), ".mgz", volume, equal),
+    "mha": Loader(through_itk(".mha"), ".mha", volume),
+    "nrrd": Loader(through_itk(".nrrd"), ".nrrd", volume),
+    "tif": Loader(picture(), ".tif", lambda p: read_picture(p, "RGB")),
+    "dataset.json": Loader(
+        json.dumps(
+            {
+                "channel_names": {"0": "T1", "1": "T2"},
+                "labels": {"background": 0, "all": [1, 2], "core": 2},
+                "regions_class_order": [1, 2],
+            }
+        ).encode(),
+        ".json",
+        lambda p: layout_of(p.parent, p).about(),
+    ),
+    "scans.json": Loader(
+        json.dumps(
+            {
+                "sequences": {"ct": ["ct"], "pet": "suv"},
+                "labels": {"liver": 1, "tumour": 2},
+                "regions": {"liver": ["liver", "tumour"], "tumour": "tumour"},
+            }
+        ).encode(),
+        ".json",
+        lambda p: layout_of(p.parent, p).about(),
     ),
     "json": Loader(json.dumps({"a": [1, 2], "b": "c"}).encode(), ".json", read_json),
     "npy": Loader(

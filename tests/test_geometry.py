@@ -148,7 +148,10 @@ def test_scores_are_those_of_the_written_files(tmp_path, spacing):
     folder = write(tmp_path / "P1", images, label)
     task = Segmentation(tuple(BRATS.regions), hausdorff=True)
     source = Volumes(find_cases(folder), spacing=spacing)
-    assert source.prepared(0)["x"].shape[1:] != (40, 48, 56) and next(iter(source.whole())).y.shape[2] > 30
+    made = source.prepared(0)
+    assert (made["native"] is None) == (spacing == SPACING)
+    expected = [round(n * 1.5 / s) for n, s in zip(next(iter(source.whole())).y.shape[2:], spacing)]
+    assert list(made["x"].shape[1:]) == expected
     table = evaluate(Bright(), task, source).set_index("subset")
     cases, _ = patients_in([folder])
     rows, failed = predict(Bright(), task, cases, tmp_path / "out", png=False, spacing=spacing)
@@ -158,6 +161,33 @@ def test_scores_are_those_of_the_written_files(tmp_path, spacing):
         assert 2 * (a & b).sum() / (a.sum() + b.sum()) == pytest.approx(
             table.loc["flair+t1+t1c+t2", f"dice_{region}"], abs=1e-6
         )
+
+
+def test_a_dicom_series_is_a_scan_and_any_other_folder_is_none(tmp_path):
+    itk = pytest.importorskip("SimpleITK")
+    images, _ = blobs()
+    for folder, end in (("P2/T1", ".dcm"), ("P3/FLAIR", "")):
+        (tmp_path / folder).mkdir(parents=True)
+        image = itk.GetImageFromArray(images["t1"].round().astype(np.int16).T)
+        writer = itk.ImageFileWriter()
+        writer.KeepOriginalImageUIDOn()
+        for k in range(image.GetDepth()):
+            piece = image[:, :, k]
+            tags = {"0020|000e": "1.2.3.4", "0020|0013": f"{k}", "0020|0032": f"-30\\-40\\{-20 + 1.5 * k}"}
+            tags |= {"0028|0030": "1.5\\1.5", "0020|0037": "1\\0\\0\\0\\1\\0", "0008|0060": "MR"}
+            for tag, value in tags.items():
+                piece.SetMetaData(tag, value)
+            writer.SetImageIO("GDCMImageIO")
+            writer.SetFileName(str(tmp_path / folder / f"IM{k:03}{end}"))
+            writer.Execute(piece)
+    (tmp_path / "P4" / "t1").mkdir(parents=True)
+    (tmp_path / "P4" / "t1" / "notes.txt").write_text("no scan")
+    cases = find_cases(tmp_path)
+    assert {c.name: list(c.images) for c in cases} == {"P2": ["t1"], "P3": ["flair"]}
+    for case in cases:
+        volumes, grid, _, _ = read_case(case)
+        assert np.array_equal(next(iter(volumes.values())), images["t1"].round())
+        assert grid.spacing == SPACING and np.allclose(grid.affine @ [0, 0, 0, 1], [30, 40, -20, 1])
 
 
 def test_the_network_sees_the_median_voxel(tmp_path):

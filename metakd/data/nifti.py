@@ -84,7 +84,7 @@ def same_grid(a: Grid, b: Grid) -> bool:
     "Are two grids with axes of one direction one, within TOLERANCE?"
     return a.shape == b.shape and apart(a, b) <= TOLERANCE
 
-
+# %% ../../nbs/207_nifti.ipynb #79f5796b
 def resample(
     values: np.ndarray,  # [X, Y, Z]
     grid: Grid,
@@ -169,7 +169,7 @@ def affine_of(header: nib.Nifti1Header) -> np.ndarray:  # [4, 4]
     affine[:3] *= UNITS.get(header.get_xyzt_units()[0], 1.0)
     return affine
 
-
+# %% ../../nbs/207_nifti.ipynb #c751e30c
 def read_nifti(
     path: str | Path,
 ) -> VolumeFile:
@@ -240,7 +240,7 @@ def read_mgh(path: Path) -> VolumeFile:
             f"{path}: not a whole MGH file ({str(e).splitlines()[0] if str(e) else type(e).__name__})"
         ) from None
 
-
+# %% ../../nbs/207_nifti.ipynb #827093f5
 def read_itk(path: Path) -> VolumeFile:
     "Whatever SimpleITK reads: one file, or a folder with one DICOM series."
     try:
@@ -269,7 +269,7 @@ def read_itk(path: Path) -> VolumeFile:
     affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # DICOM's axes point to the left and to the back
     return VolumeFile(np.swapaxes(values, 0, 2), Grid(image.GetSize(), affine), "")
 
-
+# %% ../../nbs/207_nifti.ipynb #b87e5cd6
 def read_scan(
     path: str | Path,  # .nii, .nii.gz, .mgz, .mgh, .mha, .mhd, .nrrd, .nhdr, or a folder with a DICOM series
 ) -> VolumeFile:
@@ -289,7 +289,7 @@ def read_scan(
         raise MetakdError(f"{path}: holds {file.values.dtype}, expected one intensity for each voxel")
     return file
 
-
+# %% ../../nbs/207_nifti.ipynb #5a62612d
 def read_grid(path: str | Path) -> Grid:
     "Where the voxels of a scan lie, from a NIfTI file's header alone. Raises a `MetakdError` where none can be read."
     if Path(path).is_dir() or not re.fullmatch(r".*\.nii(\.gz)?", Path(path).name, re.IGNORECASE):

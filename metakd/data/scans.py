@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BRATS', 'SEQUENCES', 'REGIONS', 'SCAN_FILE', 'LIKE_SEGMENTATIONS', 'OTHER_ORGANS', 'CHANNELS', 'DECATHLON', 'PARTS',
-           'TAIL', 'NEAR', 'CENTRES', 'KEPT', 'postprocess', 'ScanLayout', 'Image', 'Case', 'stem_of', 'words', 'Found',
-           'what_file', 'scan_files', 'scan', 'first_of', 'files_beside', 'case_of', 'guessed_label',
+           'TAIL', 'NEAR', 'CENTRES', 'KEPT', 'postprocess', 'ScanLayout', 'Image', 'Case', 'is_series', 'stem_of',
+           'words', 'Found', 'what_file', 'scan_files', 'scan', 'first_of', 'files_beside', 'case_of', 'guessed_label',
            'with_unique_names', 'scan_decathlon', 'find_cases', 'dicom_hint', 'with_patients', 'make_split',
            'most_complete', 'make_folds', 'read_split', 'check_split', 'read_volume', 'Examination', 'read_case',
            'faces', 'check_world', 'describe_grid', 'overlap', 'read_label', 'to_regions', 'from_regions', 'merged',
@@ -259,10 +259,22 @@ OTHER_ORGANS = {"brain", "parenchyma", "skull", "head", "bet"}
 CHANNELS = {"flair": "flair", "t1w": "t1", "t1gd": "t1c", "t2w": "t2"}
 
 
+def is_series(folder: Path) -> bool:
+    "Does a folder hold DICOM files? They end in .dcm, or in nothing at all and begin like one."
+    for path in folder.iterdir():
+        if path.suffix.lower() == ".dcm":
+            return True
+        if not path.suffix and path.is_file():
+            with open(path, "rb") as file:
+                if file.read(132)[128:] == b"DICM":
+                    return True
+    return False
+
+
 def stem_of(path: Path) -> str | None:
     "The name of a file of scans, or of a folder with a DICOM series, without its ending; None for any other file."
     match = SCAN_FILE.fullmatch(path.name)
-    return match["stem"] if match else path.name if path.is_dir() else None
+    return match["stem"] if match else path.name if path.is_dir() and is_series(path) else None
 
 
 def words(name: str) -> str:
@@ -303,7 +315,7 @@ def scan_files(folder: Path) -> list[Path]:
         folders[:] = [] if real in visited else sorted(f for f in folders if not f.startswith("."))
         if real not in visited:
             found += [Path(present, f) for f in files if SCAN_FILE.fullmatch(f)]
-            found += [Path(present)] if any(f.lower().endswith(".dcm") for f in files) else []
+            found += [Path(present)] if is_series(Path(present)) else []
         visited.add(real)
     return sorted(p for p in found if p.exists())
 
@@ -770,6 +782,7 @@ def check_world(
 
 
 def describe_grid(grid: Grid) -> str:
+    "Its shape and spacing, for a message."
     return f"{' x '.join(map(str, grid.shape))} voxels of {' x '.join(f'{s:.3g}' for s in grid.spacing)} mm"
 
 

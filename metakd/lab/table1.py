@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['REFERENCE', 'ROWS1', 'TABLE1', 'CASES', 'CURVES1', 'BratsMetaKD', 'ScanExperiment', 'Brats', 'ScanFolder',
-           'tested_on', 'held_out', 'score_rows', 'trained', 'table1_run', 'table1_done', 'case_digests', 'table1',
-           'subset_dots', 'table1_view', 'paper_view', 'table1_summary', 'table1_gains']
+           'tested_on', 'held_out', 'score_rows', 'trained', 'curve_rows', 'table1_run', 'table1_done', 'case_digests',
+           'table1', 'subset_dots', 'table1_view', 'paper_view', 'table1_summary', 'table1_gains']
 
 # %% ../../nbs/504_table1.ipynb #1cab309a
 import json
@@ -45,7 +45,7 @@ from .experiment import Experiment, Setup
 from .sweep import check_backend, has_run, keep_recipe, read_runs, sweep
 from ..methods.metakd import MetaKDRecipe
 from ..methods.supervised import SegmentationRecipe
-from ..stats import mean_interval, paired_p
+from ..stats import paired_gain, paired_p
 from ..tasks.base import Method, joined, recipe_difference
 from ..tasks.segmentation import Segmentation
 from ..training import check_run, describe, load_weights
@@ -257,8 +257,7 @@ class ScanExperiment(Experiment):
         voxels = torch.tensor([s["voxels"] for s in training]).sum(0).tolist()
         if empty := [region for region, n in zip(self.layout.regions, voxels) if not n]:
             raise MetakdError(
-                f"{self.data}: no voxel of {', '.join(empty)} in any training case; are its labels and "
-                "the split right?"
+                f"{self.data}: no voxel of {', '.join(empty)} in any training case; are its labels and the split right?"
             )
 
     def prepare_test(self, recipe: SegmentationRecipe, about: Mapping, split: Path | None = None) -> Setup:
@@ -398,6 +397,12 @@ def trained(
     return pd.read_csv(out / "log.csv")
 
 # %% ../../nbs/504_table1.ipynb #a4df8093
+def curve_rows(history: pd.DataFrame, sequences: Sequence[str], **key) -> list[dict]:
+    "The history of a training with the same columns for every method, because they share a file."
+    columns = ["step", "seconds", "loss", "task", "distillation", "meta", *(f"w_{m}" for m in sequences)]
+    return [key | row for row in history.reindex(columns=columns).round(5).to_dict("records")]
+
+
 def table1_run(
     data: str,
     method: str,
@@ -415,18 +420,7 @@ def table1_run(
     history = trained(p, Path(runs) / f"{method}-{seed}")
     p.task.hausdorff, p.task.post = True, Brats.layout.post if post else None
     cases, means = score_rows(evaluate(p.method, p.task, p.test, each=True), p.test.names, method=method, seed=seed)
-    columns = [
-        "step",
-        "seconds",
-        "loss",
-        "task",
-        "distillation",
-        "meta",
-        *(f"w_{m}" for m in SEQUENCES),
-    ]  # the same for every method: they share a file
-    curve = [
-        {"method": method, "seed": seed, **h} for h in history.reindex(columns=columns).round(5).to_dict("records")
-    ]
+    curve = curve_rows(history, SEQUENCES, method=method, seed=seed)
     return [(CURVES1, curve), (CASES, cases), (TABLE1, means)]
 
 
@@ -545,7 +539,6 @@ def table1_gains(
                 .unstack()[[method, other]]
                 .dropna()
             )
-            gain, half = mean_interval(pairs[method] - pairs[other])
             rows.append(
                 {
                     "region": region,
@@ -554,9 +547,7 @@ def table1_gains(
                     "cases": len(pairs),
                     method: pairs[method].mean(),
                     "its mean": pairs[other].mean(),
-                    "gain": gain,
-                    "half": half,
-                    "p": paired_p(pairs[method], pairs[other]),
+                    **paired_gain(pairs[method], pairs[other]),
                 }
             )
     return pd.DataFrame(rows)

@@ -30,7 +30,7 @@ from ..methods.metakd import MetaKDRecipe
 from ..methods.registry import MethodSpec
 from ..methods.supervised import ClassifierRecipe
 from ..plots import colours, plot_curves
-from ..stats import mean_interval, paired_p, summarise
+from ..stats import mean_interval, paired_gain, summarise
 from ..tasks.base import check_type
 from ..tasks.classification import Classification
 
@@ -325,16 +325,7 @@ def gains(
         )
         if len(pairs) == 0:
             continue
-        gain, half = mean_interval(pairs[method] - pairs[against])
-        rows.append(
-            {
-                "rate": rate,
-                "seeds": len(pairs),
-                "gain": gain,
-                "half": half,
-                "p": paired_p(pairs[method], pairs[against]),
-            }
-        )
+        rows.append({"rate": rate, "seeds": len(pairs), **paired_gain(pairs[method], pairs[against])})
     return pd.DataFrame(rows)
 
 # %% ../../nbs/503_table2.ipynb #0093ab0a
