@@ -169,12 +169,18 @@ def test_a_dicom_series_is_a_scan_and_any_other_folder_is_none(tmp_path):
     for folder, end in (("P2/T1", ".dcm"), ("P3/FLAIR", "")):
         (tmp_path / folder).mkdir(parents=True)
         image = itk.GetImageFromArray(images["t1"].round().astype(np.int16).T)
+        image.SetSpacing(SPACING)
         writer = itk.ImageFileWriter()
         writer.KeepOriginalImageUIDOn()
         for k in range(image.GetDepth()):
             piece = image[:, :, k]
-            tags = {"0020|000e": "1.2.3.4", "0020|0013": f"{k}", "0020|0032": f"-30\\-40\\{-20 + 1.5 * k}"}
-            tags |= {"0028|0030": "1.5\\1.5", "0020|0037": "1\\0\\0\\0\\1\\0", "0008|0060": "MR"}
+            tags = {
+                "0008|0060": "MR",
+                "0020|000e": "1.2.3.4",
+                "0020|0013": f"{k}",
+                "0020|0032": f"-30\\-40\\{-20 + 1.5 * k}",
+            }
+            tags["0020|0037"] = "1\\0\\0\\0\\1\\0"
             for tag, value in tags.items():
                 piece.SetMetaData(tag, value)
             writer.SetImageIO("GDCMImageIO")
