@@ -5,6 +5,7 @@ The network is a threshold on the sequences that are there, so that what comes o
 
 import itertools
 import json
+import locale
 import warnings
 from dataclasses import replace
 
@@ -166,6 +167,7 @@ def test_scores_are_those_of_the_written_files(tmp_path, spacing):
 def test_a_dicom_series_is_a_scan_and_any_other_folder_is_none(tmp_path):
     itk = pytest.importorskip("SimpleITK")
     images, _ = blobs()
+    before = locale.setlocale(locale.LC_ALL)
     for folder, end in (("P2/T1", ".dcm"), ("P3/FLAIR", "")):
         (tmp_path / folder).mkdir(parents=True)
         image = itk.GetImageFromArray(images["t1"].round().astype(np.int16).T)
@@ -186,6 +188,7 @@ def test_a_dicom_series_is_a_scan_and_any_other_folder_is_none(tmp_path):
             writer.SetImageIO("GDCMImageIO")
             writer.SetFileName(str(tmp_path / folder / f"IM{k:03}{end}"))
             writer.Execute(piece)
+    locale.setlocale(locale.LC_ALL, before)  # writing changes it
     (tmp_path / "P4" / "t1").mkdir(parents=True)
     (tmp_path / "P4" / "t1" / "notes.txt").write_text("no scan")
     cases = find_cases(tmp_path)
@@ -194,6 +197,7 @@ def test_a_dicom_series_is_a_scan_and_any_other_folder_is_none(tmp_path):
         volumes, grid, _, _ = read_case(case)
         assert np.array_equal(next(iter(volumes.values())), images["t1"].round())
         assert grid.spacing == SPACING and np.allclose(grid.affine @ [0, 0, 0, 1], [30, 40, -20, 1])
+        assert locale.setlocale(locale.LC_ALL) == before  # reading must not: every later file would be read as ASCII
 
 
 def test_the_network_sees_the_median_voxel(tmp_path):

@@ -5,13 +5,15 @@
 # %% auto #0
 __all__ = ['AXES', 'TOLERANCE', 'UNITS', 'MOST', 'QUIET', 'PREDICTION', 'Grid', 'turn', 'corners', 'apart', 'same_grid',
            'resample', 'VolumeFile', 'what_it_is', 'read_header', 'check_affine', 'affine_of', 'read_nifti', 'read_mgh',
-           'read_itk', 'read_scan', 'read_grid', 'nifti_bytes']
+           'same_locale', 'read_itk', 'read_scan', 'read_grid', 'nifti_bytes']
 
 # %% ../../nbs/207_nifti.ipynb #90c04d7d
 import gzip
+import locale
 import logging
 import re
 import zlib
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -233,6 +235,17 @@ def read_mgh(path: Path) -> VolumeFile:
         raise MetakdError(f"{path}: not a whole MGH file ({reason})") from None
 
 # %% ../../nbs/207_nifti.ipynb #827093f5
+@contextmanager
+def same_locale():
+    "Keep the process's locale: GDCM sets it to C, and Python would read and write files in ASCII from then on."
+    before = locale.setlocale(locale.LC_ALL)
+    try:
+        yield
+    finally:
+        locale.setlocale(locale.LC_ALL, before)
+
+
+@same_locale()
 def read_itk(path: Path) -> VolumeFile:
     "Whatever SimpleITK reads: one file, or a folder with one DICOM series."
     try:
