@@ -18,7 +18,8 @@ from conftest import assert_nothing_absent_is_read, assert_same_run, two_process
 from metakd.batch import Batch, all_subsets
 from metakd.cli import main
 from metakd.data.scans import find_cases
-from metakd.lab.table1 import REFERENCE, Brats
+from metakd.evaluation import evaluate
+from metakd.lab.table1 import REFERENCE, Brats, ScanFolder
 from metakd.training import load_weights, train
 
 METHODS = list(Brats.methods())
@@ -245,3 +246,42 @@ def test_the_reference_networks_are_built(name, millions):
             Brats.recipe_for(name, type(REFERENCE)(window=(128, 128, 128), network="reference"))
         )
     assert sum(q.numel() for q in method.parameters()) / 1e6 == pytest.approx(millions, rel=0.05)
+
+
+@pytest.fixture(scope="module")
+def organs(tmp_path_factory):
+    "nnU-Net's layout: CT and PET, four organs, voxels that are no cubes; a case lacks PET, another CT."
+    folder, rng = tmp_path_factory.mktemp("organs"), np.random.default_rng(0)
+    grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in (28, 24, 12)), indexing="ij"))
+    for part in ("imagesTr", "labelsTr"):
+        (folder / part).mkdir()
+    for k in range(7):
+        label = np.zeros(grid.shape[1:], np.uint8)
+        for organ, place in enumerate(((-0.4, -0.3, 0), (0.4, -0.3, 0), (-0.4, 0.4, 0), (0.4, 0.4, 0)), 1):
+            label[((grid - np.reshape(place, (3, 1, 1, 1))) ** 2).sum(0) < 0.06 + 0.01 * (k % 3)] = organ
+        body = (grid**2).sum(0) < 0.95
+        for channel, sign in ((0, 1), (1, -1)):
+            if (k, channel) not in ((1, 1), (2, 0)):
+                image = np.where(body, 100 + sign * 10.0 * label + rng.normal(0, 1, label.shape), 0).astype(np.float32)
+                nib.save(
+                    nib.Nifti1Image(image, np.diag([1.5, 1.5, 3, 1])), folder / f"imagesTr/A{k}_000{channel}.nii.gz"
+                )
+        nib.save(nib.Nifti1Image(label, np.diag([1.5, 1.5, 3, 1])), folder / f"labelsTr/A{k}.nii.gz")
+    labels = {"background": 0, "liver": 1, "spleen": 2, "left kidney": 3, "right kidney": 4}
+    about = {"channel_names": {"0": "CT", "1": "PET"}, "labels": labels, "file_ending": ".nii.gz"}
+    (folder / "dataset.json").write_text(json.dumps(about))
+    split = {"train": ["A0", "A1", "A2", "A3"], "meta": ["A4"], "validation": ["A5"], "test": ["A6"]}
+    (folder / "split.json").write_text(json.dumps(split))
+    return folder
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_it_trains_on_any_layout(name, organs):
+    experiment = ScanFolder(organs, name, cache=organs / "cache")
+    p = experiment.prepare(experiment.recipe_type()(epochs=2, crops=1, window=(16, 16, 8), drop_from=0.3))
+    assert p.method.modalities == ("ct", "pet") and p.train.available.tolist()[1:3] == [[True, False], [False, True]]
+    history = fit(p)
+    assert history.loss.notna().all()
+    table = evaluate(p.method, p.task, p.test)
+    organ = [f"dice_{r}" for r in experiment.layout.regions]
+    assert len(organ) == 4 and table.subset.tolist() == ["ct", "pet", "ct+pet"] and table[organ].notna().all(axis=None)

@@ -16,7 +16,7 @@ from ..batch import expand_to
 from .registry import register
 from .supervised import SegmentationRecipe, Supervised
 from ..nn.model import MultimodalModel
-from ..nn.networks import Encoders
+from ..nn.networks import Encoders, ReflectConv3d
 from ..tasks.base import Task
 
 # %% ../../nbs/406_hemis.ipynb #2475df61
@@ -32,13 +32,13 @@ def moments(
 
 # %% ../../nbs/406_hemis.ipynb #e5f55792
 def preactivated(
-    inputs: int, outputs: int, stride: int = 1, slope: float = 0.01, padding: str = "zeros"
+    inputs: int, outputs: int, stride: int = 1, slope: float = 0.01, reflect: bool = False
 ) -> nn.Sequential:
     "Instance norm, leaky ReLU, convolution."
     return nn.Sequential(
         nn.InstanceNorm3d(inputs, affine=True),
         nn.LeakyReLU(slope),
-        nn.Conv3d(inputs, outputs, 3, stride, 1, padding_mode=padding),
+        ReflectConv3d(inputs, outputs, 3, stride) if reflect else nn.Conv3d(inputs, outputs, 3, stride, 1),
     )
 
 

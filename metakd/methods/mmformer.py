@@ -21,7 +21,7 @@ from .registry import register
 from .supervised import Supervised
 from ..nn.imputation import impute_zero
 from ..nn.model import MultimodalModel
-from ..nn.networks import Encoders
+from ..nn.networks import Encoders, ReflectConv3d
 from ..tasks.base import Recipe, Task
 
 # %% ../../nbs/409_mmformer.ipynb #d1e27320
@@ -53,11 +53,10 @@ class FormerEncoder(nn.Module):
         super().__init__()
 
         def conv(i, o, stride=1):
-            return preactivated(i, o, stride, 0.2, "reflect")
+            return preactivated(i, o, stride, 0.2, reflect=True)
 
         self.first = nn.ModuleList(
-            conv(i, o, 2) if k else nn.Conv3d(1, o, 3, padding=1, padding_mode="reflect")
-            for k, (i, o) in enumerate(zip((1, *widths), widths))
+            conv(i, o, 2) if k else ReflectConv3d(1, o) for k, (i, o) in enumerate(zip((1, *widths), widths))
         )
         self.body = nn.ModuleList(nn.Sequential(conv(w, w), conv(w, w)) for w in widths)
         self.grid = tuple(grid)
@@ -95,7 +94,7 @@ class FormerDecoder(nn.Module):
         super().__init__()
 
         def conv(i, o):
-            return preactivated(i, o, 1, 0.2, "reflect")
+            return preactivated(i, o, 1, 0.2, reflect=True)
 
         self.start = nn.Conv3d(deepest, widths[-1], 1)
         self.skip = nn.ModuleList(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LEAKY', 'last_layer', 'LeNet', 'apply_network', 'Encoders', 'Standardise', 'VectorEncoder', 'PatchEmbedding',
            'VolumeEncoder', 'encoder_for', 'ConcatHead', 'ResidualEncoder', 'UNetDecoder', 'StandardConv3d',
-           'conv_block', 'Residual', 'bottleneck', 'Pyramid', 'ReferenceEncoder', 'ReferenceDecoder']
+           'conv_block', 'Residual', 'bottleneck', 'Pyramid', 'ReferenceEncoder', 'ReferenceDecoder', 'ReflectConv3d']
 
 # %% ../../nbs/102_networks.ipynb #874e3978
 from collections.abc import Mapping, Sequence
@@ -471,3 +471,19 @@ class ReferenceDecoder(nn.Module):
         for k in reversed(range(len(features) - 1)):
             x = self.merge[k](self.up[k](x) + self.reduce[k](features[k].flatten(1, 2)))
         return nn.functional.interpolate(self.out(x), scale_factor=(1, 2, 2), mode="trilinear")
+
+# %% ../../nbs/102_networks.ipynb #b3920658
+class ReflectConv3d(nn.Conv3d):
+    "A convolution of odd kernel that keeps the size and reflects at the borders; an axis of a single voxel repeats it."
+
+    def __init__(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1, bias: bool = True):
+        super().__init__(inputs, outputs, kernel, stride, kernel // 2, bias=bias, padding_mode="reflect")
+
+    def forward(self, x: Tensor) -> Tensor:
+        thin = [n == 1 for n in x.shape[2:]]
+        if not any(thin):
+            return super().forward(x)
+        for mode, along in (("replicate", thin), ("reflect", [not t for t in thin])):
+            sides = [p * a for p, a in zip(self.padding, along) for _ in range(2)]
+            x = nn.functional.pad(x, sides[::-1], mode=mode)  # PyTorch counts from the last axis
+        return nn.functional.conv3d(x, self.weight, self.bias, self.stride)
