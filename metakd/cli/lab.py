@@ -30,7 +30,7 @@ from metakd.lab.bench import (
     bench_segmenters,
     bench_training,
 )
-from ..lab.crossvalidation import LGG_RECIPE, cross_validate, fold_gains, fold_table
+from ..lab.crossvalidation import LGG_RECIPE, LGG_SPACING, cross_validate, fold_gains, fold_table
 from ..lab.studies import KEY, METRICS, PAPER_ADNI, SUBSETS, Study, read_study, studies, study_view, subsets_view
 from ..lab.sweep import read_runs
 from ..lab.table1 import CASES, ROWS1, Brats, paper_view, table1, table1_gains, table1_summary, table1_view
@@ -111,6 +111,7 @@ def lgg_command(
     seeds: int = 3,
     jobs: int = 2,
     backend: str = "loky",
+    spacing: tuple[float, float, float] = LGG_SPACING,
     recipe: Scans = LGG_RECIPE,
 ) -> None:
     """Real gliomas, three sequences: methods x folds x seeds, every subset; run it again to continue.
@@ -124,11 +125,13 @@ def lgg_command(
         seeds: Each deals the folds anew and starts from other weights.
         jobs: Runs at a time.
         backend: joblib's.
+        spacing: Of the voxels that the network sees, in pixels of a slice, and in slices; 4 4 1 makes of the whole
+            download, 256 x 256 pixels, what 2 2 1 makes of 128 x 128.
         recipe: Every hyper-parameter that the methods share, and MetaKD's own; its seed is not used.
     """
     if jobs < 1:
         raise MetakdError("jobs is at least 1")
-    cases = cross_validate(out, data, recipe, methods, folds, seeds, jobs, backend, runs)
+    cases = cross_validate(out, data, recipe, methods, folds, seeds, jobs, backend, spacing, runs)
     print(fold_table(cases).round(1).to_string(index=False))
     if {"MetaKD", "NoKD"} <= set(cases.method):
         print("\nMetaKD against NoKD, Dice:")

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image as Picture
 
 from .nifti import Grid, VolumeFile
-from .scans import Case, Image, ScanLayout
+from .scans import Case, Image, ScanLayout, largest_piece
 from ..files import MetakdError, cache_dir
 
 # %% ../../nbs/306_lgg.ipynb #0243d20b
@@ -141,6 +141,7 @@ LGG = ScanLayout(
     {0: "background", 1: "FLAIR abnormality"},
     find=find_patients,
     read=read_slices,
+    post=largest_piece,  # as the authors of the data do
 )
 
 # %% ../../nbs/306_lgg.ipynb #93cf3bc0

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['BRATS', 'SEQUENCES', 'REGIONS', 'SCAN_FILE', 'LIKE_SEGMENTATIONS', 'OTHER_ORGANS', 'CHANNELS', 'DECATHLON', 'PARTS',
-           'TAIL', 'NEAR', 'CENTRES', 'KEPT', 'postprocess', 'ScanLayout', 'Image', 'Case', 'is_series', 'stem_of',
-           'words', 'Found', 'what_file', 'scan_files', 'scan', 'first_of', 'files_beside', 'case_of', 'guessed_label',
-           'with_unique_names', 'scan_decathlon', 'find_cases', 'dicom_hint', 'with_patients', 'make_split',
-           'most_complete', 'make_folds', 'read_split', 'check_split', 'read_volume', 'Examination', 'read_case',
-           'faces', 'check_world', 'describe_grid', 'overlap', 'read_label', 'to_regions', 'from_regions', 'merged',
-           'outline', 'brain_mask', 'authors_ceiling', 'normalise', 'normalised', 'case_spacing', 'median_spacing',
-           'network_shape', 'to_network', 'prepare_case', 'brain_box', 'case_key', 'crop_transform', 'as_batch',
-           'Volumes', 'summary']
+           'TAIL', 'NEAR', 'CENTRES', 'KEPT', 'postprocess', 'largest_piece', 'ScanLayout', 'Image', 'Case',
+           'is_series', 'stem_of', 'words', 'Found', 'what_file', 'scan_files', 'scan', 'first_of', 'files_beside',
+           'case_of', 'guessed_label', 'with_unique_names', 'scan_decathlon', 'find_cases', 'dicom_hint',
+           'with_patients', 'make_split', 'most_complete', 'make_folds', 'read_split', 'check_split', 'read_volume',
+           'Examination', 'read_case', 'faces', 'check_world', 'describe_grid', 'overlap', 'read_label', 'to_regions',
+           'from_regions', 'merged', 'outline', 'brain_mask', 'authors_ceiling', 'normalise', 'normalised',
+           'case_spacing', 'median_spacing', 'network_shape', 'to_network', 'prepare_case', 'brain_box', 'case_key',
+           'crop_transform', 'as_batch', 'Volumes', 'summary']
 
 # %% ../../nbs/208_scans.ipynb #5ef0690a
 import io
@@ -64,6 +64,18 @@ def postprocess(
     if 0 < regions[0].sum() * voxel < 500:
         regions[0] = False  # what was ET is still within TC: label 1
     return regions
+
+
+def largest_piece(
+    regions: Tensor,  # [R, X, Y, Z] bool
+    voxel: float = 1.0,  # mm3, which does not matter here
+) -> Tensor:
+    "The largest connected piece of each region, and nothing else: for a disease that comes once."
+    kept = []
+    for region in regions.numpy():
+        pieces, n = ndimage.label(region, np.ones((3, 3, 3)))
+        kept.append(region if n < 2 else pieces == 1 + np.bincount(pieces.ravel())[1:].argmax())
+    return torch.from_numpy(np.stack(kept))
 
 # %% ../../nbs/208_scans.ipynb #847aba9b
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ WIDTHS = {"compact": (8, 16, 24, 32), "reference": (8, 16, 32, 64)}
 @register("U-HeMIS", task="segmentation")
 def build_hemis(shapes: Mapping[str, Sequence[int]], task: Task, recipe: SegmentationRecipe) -> Supervised:
     "For Table 1."
-    widths = WIDTHS[recipe.network]
+    widths = recipe.channels(WIDTHS[recipe.network])
     encoders = Encoders({m: PlainEncoder(widths) for m in shapes})
     model = MultimodalModel(encoders, ResizeDecoder([2 * w for w in widths], widths[:-1], len(task.regions)), moments)
     return Supervised(model.to(memory_format=torch.channels_last_3d), task, recipe)

@@ -113,7 +113,7 @@ class HVED(Supervised):
 @register("U-HVED", task="segmentation", recipe=HVEDRecipe)
 def build_hved(shapes: Mapping[str, Sequence[int]], task: Task, recipe) -> HVED:
     "For Table 1."
-    widths = WIDTHS[recipe.network]
+    widths = recipe.channels(WIDTHS[recipe.network])
 
     def decoder(outputs):
         return ResizeDecoder([w // 2 for w in widths], widths[:-1], outputs).to(memory_format=torch.channels_last_3d)

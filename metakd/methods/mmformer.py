@@ -203,6 +203,7 @@ SIZES = {"compact": ((8, 12, 16, 24), 48, 4, 192), "reference": ((8, 16, 32, 64,
 def build_mmformer(shapes: Mapping[str, Sequence[int]], task: Task, recipe) -> MMFormer:
     "For Table 1."
     widths, width, heads, hidden = SIZES[recipe.network]
+    widths, (width, hidden) = recipe.channels(widths), recipe.channels([width, hidden])
     grid = tuple(n // 2 ** (len(widths) - 1) for n in recipe.window)
     encoders = Encoders({m: FormerEncoder(widths, grid, width, heads, hidden) for m in shapes})
     model = MultimodalModel(

@@ -216,6 +216,7 @@ SIZES = {
 def build_robustseg(shapes: Mapping[str, Sequence[int]], task: Task, recipe) -> RobustSeg:
     "For Table 1."
     widths, looks, first, blocks, hidden, kernel, last = SIZES[recipe.network]
+    widths, looks, (hidden,) = (recipe.channels(w) for w in (widths, looks, [hidden]))
     model = MultimodalModel(
         Encoders({m: ContentEncoder(widths) for m in shapes}),
         GatedDecoder(len(shapes), widths, len(task.regions)),

@@ -178,7 +178,8 @@ def build_segmenter(shapes: Mapping[str, Sequence[int]], task: Task, recipe) -> 
     "For Table 1."
     m, regions = len(shapes), len(task.regions)
     if recipe.network == "compact":
-        c, one, decoder = WIDTHS[-1], lambda: ResidualEncoder(WIDTHS), UNetDecoder(m, WIDTHS, regions)
+        widths = recipe.channels(WIDTHS)
+        c, one, decoder = widths[-1], lambda: ResidualEncoder(widths), UNetDecoder(m, widths, regions)
         projection = nn.Conv3d(2 * c, c, 3, padding=1)
     else:
         c, one, decoder = 256, ReferenceEncoder, ReferenceDecoder(m, regions=regions)

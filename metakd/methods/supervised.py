@@ -18,7 +18,7 @@ from ..batch import Batch, Source
 from ..files import MetakdError
 from .registry import register
 from ..nn.imputation import make_imputer
-from ..nn.model import STRIDES, MultimodalModel, classifier, segmenter
+from ..nn.model import STRIDES, WIDTHS, MultimodalModel, classifier, segmenter
 from ..nn.networks import Encoders
 from ..tasks.base import Method, Recipe, Task
 
@@ -164,9 +164,11 @@ class SegmentationRecipe(CropRecipe):
     "Keep the last weights, or the best ones on validation data. Published code picks on test data; we never do."
 
     network: Literal["compact", "reference"] = "compact"
-    """`compact`: less than a million parameters, whatever the method. `reference`: the published widths (MetaKD's
-    authors: 43 million).
+    """`compact`: less than a million parameters, whatever the method; `width` multiplies its channels. `reference`: the
+    published widths (MetaKD's authors: 43 million).
     """
+    width: int = 1
+    "`compact` has so many times its channels, at every level and whatever the method."
     skips: Literal["mean", "zero"] = "zero"
     """What fills the skips of a missing sequence in MetaKD, NoKD and ShaSpec: equation (2) as at the bottleneck, or
     zeros. Authors: features of an all-zero image.
@@ -191,7 +193,12 @@ class SegmentationRecipe(CropRecipe):
     """
 
     def ranges(self) -> dict[str, bool]:
-        return super().ranges() | {"momentum": 0 <= self.momentum <= 1, "power": self.power >= 0, "bce": self.bce >= 0}
+        return super().ranges() | {
+            "momentum": 0 <= self.momentum <= 1,
+            "power": self.power >= 0,
+            "bce": self.bce >= 0,
+            "width": self.width == 1 or (self.width > 1 and self.network == "compact"),
+        }
 
     def __post_init__(self):
         super().__post_init__()
@@ -200,6 +207,10 @@ class SegmentationRecipe(CropRecipe):
                 f"recipe: a window of {' x '.join(map(str, self.window))} does not suit '{self.network}', whose "
                 f"windows are multiples of {' x '.join(map(str, STRIDES[self.network]))}"
             )
+
+    def channels(self, widths: Sequence[int]) -> tuple[int, ...]:
+        "As many times `width` as a network of the recipe has."
+        return tuple(self.width * w for w in widths)
 
     def learning_rate(self, epoch: int, progress: float) -> float:
         return self.lr * (1 - progress) ** self.power
@@ -217,6 +228,7 @@ def build_segmenter(shapes: Mapping[str, Sequence[int]], task: Task, recipe: Seg
         recipe.network,
         recipe.skips,
         recipe.encoders,
+        recipe.channels(WIDTHS[recipe.encoders]),
         regions=len(task.regions),
         impute=recipe.impute,
     )
