@@ -15,7 +15,7 @@ from torch import Tensor
 
 from metakd import MetaKD, MetakdError, MetaKDRecipe, Task, align, classifier, evaluate, stratified_split, train
 from metakd.data.scans import ScanLayout, Volumes, find_cases, from_regions, to_regions
-from metakd.lab.studies import Samples, Study, StudyRecipe
+from metakd.lab.studies import RUNS, Samples, Study, StudyRecipe, result_rows
 from metakd.lab.table1 import Brats
 from metakd.methods.supervised import SegmentationRecipe
 from metakd.prediction import predict
@@ -85,7 +85,10 @@ def test_a_study_of_numbers(method):
     history = train(p.method, p.task, p.recipe, p.train, p.validation, progress=False)
     blind = (p.validation.y - p.train.y.mean()).abs().mean().item()
     assert history.error.notna().sum() == 2 and history.error.min() < 0.8 * blind
-    assert "error" in evaluate(p.method, p.task, p.test)
+    found = evaluate(p.method, p.task, p.test).error.mean()
+    row = dict(result_rows(study, p, history.error.min()))[RUNS][0]
+    assert row["error"] == pytest.approx(found, abs=1e-4)  # not in percent
+    assert row["validation"] == pytest.approx(history.error.min(), abs=1e-4)
     again = study.prepare_test(StudyRecipe(), p.about)
     assert again.names == p.names and torch.equal(again.test.y, p.test.y)
 

@@ -80,17 +80,12 @@ def in_ascii(error: UnicodeError) -> tuple[str, int]:
 
 def name_plugins(args: list[str]) -> list[str]:  # the other arguments
     "`--plugin MODULE` anywhere: its methods are known from now on, in workers too."
-    rest, named, words = [], [], iter(args)
-    for word in words:
-        if word == "--plugin":
-            named.append(next(words, ""))
-        elif word.startswith("--plugin="):
-            named.append(word.split("=", 1)[1])
-        else:
-            rest.append(word)
-    if named:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--plugin", action="append", nargs="?", default=[], const="")
+    known, rest = parser.parse_known_args(args)
+    if known.plugin:
         from metakd.methods.registry import PLUGINS, load_plugin
-    for name in named:
+    for name in known.plugin:
         if not re.fullmatch(r"[\w.]+", name):
             raise MetakdError(f"--plugin {name!r}: expected the name of a module that holds methods")
         if str(Path.cwd()) not in sys.path:

@@ -254,15 +254,20 @@ def result_rows(
 ) -> list[tuple[str, list[dict]]]:  # [(file, rows), ...], the run's own row last
     "Test data, once, at the end."
     key = dict(zip(KEY, (study.data, study.hidden, study.folds, p.recipe.drop, study.method, p.recipe.seed)))
-    table, percent = evaluate(p.method, p.task, p.test), lambda values: {m: round(100 * values[m], 4) for m in METRICS}
+    table, present = evaluate(p.method, p.task, p.test), evaluate_present(p.method, p.task, p.test)
+    scale = 100 if p.task.percent else 1
+
+    def scaled(values: Mapping) -> dict[str, float]:
+        return {m: round(scale * values[m], 4) for m in present}
+
     row = {
         **key,
-        **percent(table[list(METRICS)].mean()),
-        **{f"present_{m}": v for m, v in percent(evaluate_present(p.method, p.task, p.test)).items()},
-        "validation": round(100 * validation, 4),
+        **scaled(table[list(present)].mean()),
+        **{f"present_{m}": v for m, v in scaled(present).items()},
+        "validation": round(scale * validation, 4),
     }
     return [
-        (SUBSETS, [{**key, "subset": r["subset"], "n": r["n"], **percent(r)} for r in table.to_dict("records")]),
+        (SUBSETS, [{**key, "subset": r["subset"], "n": r["n"], **scaled(r)} for r in table.to_dict("records")]),
         (RUNS, [row]),
     ]
 
@@ -277,7 +282,8 @@ def study_run(recipe: StudyRecipe, seed: int, drop: float, **study) -> list[tupl
         p = study.prepare(replace(recipe, seed=seed))
     history = p.fit(progress=False)
     watched, weights = history[p.task.main_metric], history[[c for c in history if c.startswith("w_")]]
-    results = result_rows(study, p, watched.max() if recipe.select == "best" else watched.iloc[-1])
+    best = watched.max() if p.task.higher_is_better else watched.min()
+    results = result_rows(study, p, best if recipe.select == "best" else watched.iloc[-1])
     key = {k: results[-1][1][0][k] for k in KEY}
     curve = [
         {**key, "epoch": int(history.epoch[k]), "modality": c[2:], "w": round(row[c], 6)}

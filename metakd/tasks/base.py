@@ -26,6 +26,7 @@ class Task:
 
     main_metric: str  # the name of the metric that validation selects by
     higher_is_better: bool = True  # is that metric a score, or an error?
+    percent: bool = False  # are the metrics shares in 0..1, which tables of results say in %?
     outputs: int  # numbers that a method answers with for one sample, for heads that give a vector
 
     @staticmethod

@@ -80,6 +80,7 @@ class Classification(Task):
     {'accuracy': 0.5}
     """
 
+    percent = True
     known = {
         "accuracy": lambda probability, y, classes: (probability.argmax(1) == y).double().mean(),
         "balanced_accuracy": torchmetric("recall"),  # the mean over classes: a rare one counts as much as a common one
