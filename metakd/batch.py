@@ -134,7 +134,7 @@ def check_modality(
     shape: Sequence[int] | None = None,  # of one sample, where it is known
 ) -> None:
     """One modality of `check_batch`: as many samples as there should be, floating point, of the right shape, finite
-    where present.
+    where present. Raises a `MetakdError` where it is not.
     """
     if values.ndim == 0 or len(values) != len(present):
         raise MetakdError(f"'{name}' has shape {list(values.shape)}, available has {len(present)} samples")
@@ -174,7 +174,7 @@ def parse_subset(
     name: str,  # such as "image+audio"
     modalities: Sequence[str],
 ) -> Tensor:  # [M] bool
-    "The inverse of `subset_name`."
+    "The inverse of `subset_name`. Raises a `MetakdError` for a name that is no modality."
     names = name.split("+")
     for n in names:
         if n not in modalities:

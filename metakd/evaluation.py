@@ -25,8 +25,9 @@ def gather(
     data: Source | Iterable[Batch],  # a source, or its batches
     subsets: Tensor | None = None,  # [S, M] bool; None: every subset
 ) -> dict[str, dict[str, Tensor]]:  # by subset
-    """The method's answers from each subset of modalities: `sample`, the numbers of those that have all of it, and what
-    the task keeps of each of them. No dropout, no gradient.
+    """The method's answers from each subset of modalities: `sample`, the numbers of those that have all of it, and
+    what the task keeps of each of them. No dropout, no gradient. Raises a `MetakdError` where no sample has any of the
+    subsets, or an answer is NaN.
     """
     device, first = method.device, 0
     if subsets is None:

@@ -30,7 +30,9 @@ def atomic_write(
     path: str | Path,
     content: bytes,
 ) -> None:
-    "Write a file whole or not at all: a temporary name, then a rename. What stood there before survives any failure."
+    """Write a file whole or not at all: a temporary name, then a rename. What stood there before survives any failure.
+    Raises a `MetakdError` where it cannot be written.
+    """
     path = Path(path)
     # no other thread or process has it, and it is as short as a long name allows
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")

@@ -77,7 +77,7 @@ def band(
     values: pd.DataFrame,  # runs by x
     shade: Literal["interval", "range", "half"],
 ) -> tuple[pd.Series, pd.Series]:  # low, high
-    "The edges of the shade around a mean."
+    "The edges of the shade around a mean. Raises a `MetakdError` for an unknown shade."
     if shade == "range":
         return values.min(), values.max()
     if shade == "half":

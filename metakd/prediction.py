@@ -51,7 +51,9 @@ def patients_in(
     name: str | None = None,  # of the patient whose files are named; None: what the files are called, or their folder
     layout: ScanLayout = BRATS,
 ) -> tuple[list[Case], list[str]]:  # cases, and what is wrong with the others
-    "What there is to segment. A patient needs at least one sequence."
+    """What there is to segment. A patient needs at least one sequence. Raises a `MetakdError` where files and names
+    contradict each other.
+    """
     named = {m: Path(p) for m, p in (named or {}).items() if p is not None}
     if bool(paths) == bool(named):
         raise MetakdError(
@@ -84,7 +86,7 @@ def patients_in(
 
 # %% ../nbs/209_prediction.ipynb #3599bba0
 def named_patient(named: dict[str, Path], name: str | None, layout: ScanLayout = BRATS) -> Case:
-    "One patient from files that were named."
+    "One patient from files that were named. Raises a `MetakdError` for a name or a sequence that is none."
     for m, p in named.items():
         if m not in layout.sequences:
             raise MetakdError(f"unknown sequence '{m}': choose from {', '.join(layout.sequences)}")
@@ -134,7 +136,9 @@ def unlike_training(
     scans: Scans,
     trained: Mapping,  # `scans` of a run's `about`: spacing in mm, and brain_ml, the least, the median and the most
 ) -> list[str]:  # a sentence for each thing that is unlike
-    "What can be seen of a scan that is not as the training scans were."
+    """What can be seen of a scan that is not as the training scans were. Raises a `MetakdError` where the run's words
+    cannot be read.
+    """
     field = float(np.prod([b.stop - b.start for b in scans.box])) * scans.grid.voxel / 1000
     brain = float(torch.stack(list(scans.x.values())).ne(0).any(0).float().mean()) * field
     try:
@@ -163,7 +167,7 @@ def probabilities(
     mirror: bool = False,  # the mean over the eight mirror images
     precision: str = "no",  # or bf16
 ) -> Tensor:  # [R, X, Y, Z] float32 on the CPU, 0 outside the brain's box
-    "The probability of each region in each voxel."
+    "The probability of each region in each voxel. Raises a `MetakdError` where the answer is NaN."
     axes = [[d for d in range(3) if k >> d & 1] for k in range(8 if mirror else 1)]
     device = method.device
     with evaluating(method), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
@@ -285,7 +289,7 @@ def predict_case(
 
 # %% ../nbs/209_prediction.ipynb #56b8136c
 def post_processed(task: Segmentation, layout: ScanLayout = BRATS) -> Segmentation:
-    "The same task with the layout's post-processing."
+    "The same task with the layout's post-processing. Raises a `MetakdError` where it has none."
     if layout.post is None:
         raise MetakdError(f"there is no post-processing for {layout.name}")
     task = copy.copy(task)
@@ -316,7 +320,7 @@ def predict(
     **options,  # of `Options`
 ) -> tuple[list[dict], list[str]]:  # rows of the patients that are segmented, and what was wrong with the others
     """Segment many patients; one that cannot be is reported, and the others are done. VOLUMES in `out` gets a row for
-    each.
+    each. Raises a `MetakdError` for two patients of one name, and options that contradict each other.
     """
     out, o, rows, problems = make_folder(out), Options(**options), [], []
     if o.overwrite and o.skip_existing:
@@ -346,7 +350,9 @@ def predict(
 
 # %% ../nbs/209_prediction.ipynb #63650631
 def add_volumes(path: Path, row: dict) -> None:
-    "One patient's row into the table of volumes, in the place of an older one."
+    """One patient's row into the table of volumes, in the place of an older one. Raises a `MetakdError` for a table of
+    something else.
+    """
     try:
         table = pd.read_csv(path, dtype={"name": str}) if path.exists() else pd.DataFrame(columns=["name"])
     except ValueError:

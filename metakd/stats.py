@@ -34,7 +34,9 @@ def paired_p(
     b: Sequence[float],
     shared: float = 0.0,  # as for `mean_interval`
 ) -> float:
-    "One-tailed paired t-test: the probability of a mean difference a - b at least this large if there were none."
+    """One-tailed paired t-test: the probability of a mean difference a - b at least this large if there were none.
+    Raises a `MetakdError` for unequal numbers of values.
+    """
     a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     if a.shape != b.shape:
         raise MetakdError(f"a paired test needs pairs, but there are {len(a)} and {len(b)} values")

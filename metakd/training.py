@@ -140,7 +140,7 @@ def save_weights(folder: Path, method: Method, recipe: Recipe) -> None:
 # %% ../nbs/203_training.ipynb #8eab8eda
 def load_weights(folder: str | Path, method: Method) -> Method:
     """Read weights.safetensors into a method of the same shapes, or those of the newest checkpoint where the training
-    has not ended. It answers without dropout afterwards.
+    has not ended. It answers without dropout afterwards. Raises a `MetakdError` where they do not fit.
     """
     path, kept = Path(folder) / "weights.safetensors", latest_checkpoint(Path(folder))
     if not path.exists() and kept:
@@ -186,7 +186,9 @@ def save_checkpoint(
     recipe: Recipe,
     state: dict,  # of the loop; tensors and plain values
 ) -> Path:  # the checkpoint's folder
-    "Write the checkpoint, then delete the older ones. On a full disk the older one stays."
+    """Write the checkpoint, then delete the older ones. On a full disk the older one stays. Raises a `MetakdError`
+    where it cannot be written.
+    """
     final = out / "checkpoints" / f"step-{step:08d}"
     if final.exists():
         return final
@@ -269,7 +271,9 @@ def make_accelerator(
     out: Path | None = None,
     trackers: Sequence = ("tensorboard",),
 ) -> Accelerator:
-    "One for this process; a notebook may ask for another precision than the cell before."
+    """One for this process; a notebook may ask for another precision than the cell before. Raises a `MetakdError` for
+    a tracker that is not installed.
+    """
     there = [str(t) for t in get_available_trackers()]
     if missing := [t for t in trackers if isinstance(t, str) and t not in there]:
         raise MetakdError(f"no tracker '{missing[0]}' here: install it, or choose from {', '.join(there) or 'none'}")
@@ -350,7 +354,9 @@ class Training:
         return self.before + time.monotonic() - self.began
 
     def check_finite(self) -> None:
-        "Look at the losses, in bulk because looking means waiting for a GPU."
+        """Look at the losses, in bulk because looking means waiting for a GPU. Raises a `MetakdError` where one is NaN
+        or infinite.
+        """
         if not self.pending:
             return
         bad = (~torch.stack([loss for _, loss in self.pending]).isfinite()).nonzero()
@@ -496,7 +502,7 @@ def describe(
 
 
 def read_run(folder: str | Path) -> dict:
-    "What `experiment.json` in a run's folder says, checked for being one."
+    "What `experiment.json` in a run's folder says, checked for being one. Raises a `MetakdError` where it is not one."
     found = read_json(Path(folder) / RUN, "the folder of a training")
     if found.get("format") != 2 or not all(isinstance(found.get(k), dict) for k in ("about", "training", "versions")):
         raise MetakdError(
@@ -524,7 +530,9 @@ def check_run(out: Path, now: dict) -> None:
 
 
 def start_run(out: Path, now: dict, recipe: Recipe, resume: bool) -> Path | None:  # the checkpoint to continue from
-    "Write down what a run is and with which recipe, or check that it is the one that is there."
+    """Write down what a run is and with which recipe, or check that it is the one that is there. Raises a
+    `MetakdError` where the folder is another run's.
+    """
     there = [name for name in WRITTEN if (out / name).exists()]
     begun = RUN in there or "checkpoints" in there or "weights.safetensors" in there
     if there and not begun:
@@ -581,7 +589,7 @@ def train(
     trackers: Sequence = ("tensorboard",),
 ) -> pd.DataFrame:  # one row per epoch
     """Train a method; it holds the chosen weights afterwards. The same call with `resume=True` continues a run that
-    stopped.
+    stopped. Raises a `MetakdError` that says what does not fit together, before the first step.
 
     Columns of the result: epoch, step, seconds, loss, what the method logs, the validation metric. Its `attrs`: seconds
     `stepping` (validation apart), and of those `waited` for data.

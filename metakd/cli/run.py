@@ -134,7 +134,9 @@ def open_run(
     run: Path,  # the folder that train wrote
     data: Path | None = None,  # where its data are now
 ) -> tuple:  # experiment, recipe, about
-    "What was trained, and with which numbers. Nothing that the folder says is executed or written to."
+    """What was trained, and with which numbers. Nothing that the folder says is executed or written to. Raises a
+    `MetakdError` where it was not trained by `metakd train`, or its files cannot be read.
+    """
     about, numbers = read_run(run)["about"], run / "recipe.json"
     if not numbers.exists() and (kept := sorted((run / "checkpoints").glob("step-*/recipe.json"))):
         numbers = kept[-1]
@@ -152,7 +154,7 @@ def open_run(
 
 
 def chosen_device(name: str | None) -> torch.device:
-    "A device that is there. None: a GPU where there is one."
+    "A device that is there. None: a GPU where there is one. Raises a `MetakdError` where there is no such device."
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

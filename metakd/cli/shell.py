@@ -79,7 +79,9 @@ def in_ascii(error: UnicodeError) -> tuple[str, int]:
 
 
 def name_plugins(args: list[str]) -> list[str]:  # the other arguments
-    "`--plugin MODULE` anywhere: its methods are known from now on, in workers too."
+    """`--plugin MODULE` anywhere: its methods are known from now on, in workers too. Raises a `MetakdError` for what
+    is no name of a module.
+    """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--plugin", action="append", nargs="?", default=[], const="")
     known, rest = parser.parse_known_args(args)

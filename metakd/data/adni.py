@@ -20,7 +20,9 @@ MODALITIES = ("image", "genomic", "clinical", "biospecimen")
 
 
 def read_array(path: Path, dims: tuple[int, ...]) -> np.ndarray:
-    "A NumPy file of numbers with so many axes, read to its end. Nothing in it can run code."
+    """A NumPy file of numbers with so many axes, read to its end. Nothing in it can run code. Raises a `MetakdError`
+    for anything else.
+    """
     try:
         values = np.load(path, mmap_mode="r", allow_pickle=False)
         values = values[next(iter(values.files))] if hasattr(values, "files") else values
@@ -39,7 +41,7 @@ def read_array(path: Path, dims: tuple[int, ...]) -> np.ndarray:
 # %% ../../nbs/303_adni.ipynb #c62cb072
 def read_image(folder: Path) -> View:
     """The newest grey-matter map of each patient: [n, 1, x, y, z], or [n, voxels] where nothing says where the voxels
-    lie.
+    lie. Raises a `MetakdError` where a file is missing or names do not fit the scans.
     """
     maps, names, mask = (folder / f for f in ("ADNI_G.npy", "ADNI_subj.txt", "ADNI_mask.npy"))
     if not maps.exists() or not names.exists():
@@ -88,7 +90,9 @@ def read_h5ad(path: Path) -> pd.DataFrame:
 
 
 def read_table(folder: Path, name: str) -> pd.DataFrame:
-    "One table of the layout, leaking columns dropped, genotypes checked."
+    """One table of the layout, leaking columns dropped, genotypes checked. Raises a `MetakdError` where there is none,
+    or a genotype is none.
+    """
     known = [folder / f"{name}_merged{end}" for end in (".csv", "_mean.csv", ".h5ad")]
     path = next((p for p in known if p.exists()), None)
     if path is None:
@@ -115,7 +119,7 @@ def read_table(folder: Path, name: str) -> pd.DataFrame:
 def read_adni(
     folder: str | Path,
 ) -> tuple[dict[str, pd.DataFrame | View], pd.Series]:  # the modalities whose folders exist; diagnosis 1, 2 or 3
-    "A folder in the layout above."
+    "A folder in the layout above. Raises a `MetakdError` that says which file is not as the layout has it."
     folder = Path(folder)
     labels = read_view(folder / "label.csv")
     if "DIAGNOSIS" not in labels:

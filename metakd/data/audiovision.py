@@ -49,7 +49,7 @@ SOUNDS = ("wav", "flac", "mp3", "ogg")  # files that are read, in any case
 def parse_name(
     path: str | Path,  # such as "7_jackson_32.wav"
 ) -> tuple[int, str, int]:  # digit, speaker, index
-    "What a recording's file name says."
+    "What a recording's file name says. Raises a `MetakdError` for other names."
     found = re.fullmatch(rf"([0-9])_([^_]+)_([0-9]+)\.(?:{'|'.join(SOUNDS)})", Path(path).name, re.IGNORECASE)
     if not found:
         raise MetakdError(
@@ -101,7 +101,7 @@ def manifest() -> dict[str, str]:  # file name -> SHA-256
 
 
 def wav_files(folder: str | Path) -> list[Path]:  # sorted by digit, speaker, index
-    "The recordings in a folder, or in the folder `recordings` inside it."
+    "The recordings in a folder, or in the folder `recordings` inside it. Raises a `MetakdError` where there are none."
     folder = Path(folder)
     if not folder.is_dir():
         raise MetakdError(
@@ -119,7 +119,9 @@ def wav_files(folder: str | Path) -> list[Path]:  # sorted by digit, speaker, in
 
 # %% ../../nbs/301_audiovision.ipynb #26faf257
 def check_recordings(paths: Sequence[Path]) -> None:
-    "Compare with the manifest; recordings of other speakers than the paper's are not in it and pass."
+    """Compare with the manifest; recordings of other speakers than the paper's are not in it and pass. Raises a
+    `MetakdError` where one is missing or differs.
+    """
     known, names = manifest(), {p.name for p in paths}
     speakers = {parse_name(p)[1] for p in paths} & set(PAPER_SPEAKERS)
     missing = [n for n in known if parse_name(n)[1] in speakers and n not in names]
@@ -143,7 +145,9 @@ def download(
     folder: Path | None = None,  # where to keep the recordings; the user cache when None
     url: str = URL,
 ) -> Path | None:  # the folder, or None where there is no network
-    "Fetch the paper's 1,500 recordings, each checked; what is already there is not fetched again."
+    """Fetch the paper's 1,500 recordings, each checked; what is already there is not fetched again. Raises a
+    `MetakdError` where the network fails.
+    """
     folder = folder or cache_dir() / f"fsdd-{REVISION[:7]}"
     fetcher = pooch.create(
         path=folder / "recordings",
@@ -189,7 +193,7 @@ TAKES = 25  # of each digit by each voice; 6 * 25 = the paper's 150 a digit
 def synthesiser() -> Callable[
     [str, str, int, int], np.ndarray
 ]:  # (text, voice, pitch 0..100, words a minute) -> wave at 22,050 Hz
-    "eSpeak NG in this process."
+    "eSpeak NG in this process. Raises a `MetakdError` where it is not installed."
     try:
         import espeakng_loader
     except ImportError:
@@ -260,7 +264,9 @@ def find_recordings(
     path: str | Path | None = None,  # a folder that you name
     source: Literal["auto", "fsdd", "espeak"] = "auto",  # real recordings, synthesised ones, or whichever can be had
 ) -> tuple[Path, str]:  # the folder, and "fsdd" or "espeak"
-    "Named folder, then $METAKD_DATA/fsdd, then the user cache, then a download, then synthesis."
+    """Named folder, then $METAKD_DATA/fsdd, then the user cache, then a download, then synthesis. Raises a
+    `MetakdError` that says how to get them where there are none.
+    """
     if path is not None:
         return Path(path), "fsdd"
     if source == "espeak":
@@ -348,7 +354,9 @@ def audio_features(
     front_end: str = "paper",
     jobs: int = 2,  # threads
 ) -> Tensor:  # [N, 1, 20, 20] float32
-    "The MFCC of recordings, from the cache if they were ever computed."
+    """The MFCC of recordings, from the cache if they were ever computed. Raises a `MetakdError` for an unknown
+    front-end.
+    """
     if front_end not in FRONT_ENDS:
         raise MetakdError(f"unknown front-end '{front_end}': choose {' or '.join(FRONT_ENDS)}")
     fe = FRONT_ENDS[front_end]
@@ -400,7 +408,7 @@ def choose_recordings(
     source: Literal["auto", "fsdd", "espeak"] = "auto",
     speakers: Sequence[str] | None = None,  # None: the paper's three where they are there, all otherwise
 ) -> tuple[list[Path], tuple[str, ...], str]:  # recordings, speakers, "fsdd" or "espeak"
-    "The recordings of the chosen speakers."
+    "The recordings of the chosen speakers. Raises a `MetakdError` where a speaker has none."
     folder, source = find_recordings(path, source)
     paths = wav_files(folder)
     there = {parse_name(p)[1] for p in paths}
@@ -419,7 +427,9 @@ def load(
     source: Literal["auto", "fsdd", "espeak"] = "auto",
     speakers: Sequence[str] | None = None,  # None: the paper's three in FSDD, all that are there otherwise
 ) -> AudioVision:
-    "The whole data set, features computed or from the cache."
+    """The whole data set, features computed or from the cache. Raises a `MetakdError` where recordings and pictures do
+    not fit.
+    """
     paths, speakers, source = choose_recordings(path, source, speakers)
     folder = paths[0].parent
     names = [parse_name(p) for p in paths]
@@ -473,7 +483,9 @@ def split_samples(
     split: Literal["random", "speaker", "smil"] = "random",
     seed: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:  # indices of training, validation, test
-    "Disjoint, together everything; but for `smil`, where the test data are the validation data."
+    """Disjoint, together everything; but for `smil`, where the test data are the validation data. Raises a
+    `MetakdError` for an unknown split, or too few speakers.
+    """
     g = torch.Generator().manual_seed(seed)
     everything = torch.arange(len(data.y))
     if split in ("random", "smil"):
@@ -501,7 +513,9 @@ def setting(
     split: Literal["random", "speaker", "smil"] = "random",
     seed: int = 0,
 ) -> Setting:
-    "The training problem of one cell of Table 2."
+    """The training problem of one cell of Table 2. Raises a `MetakdError` for an unknown modality, or a rate outside
+    0..1.
+    """
     if tested not in MODALITIES:
         raise MetakdError(f"unknown modality '{tested}': choose {' or '.join(MODALITIES)}")
     if not 0 <= rate <= 1:

@@ -36,7 +36,7 @@ CENTRE = np.array([0, -16, 5], np.float32)  # of the brain, in MNI mm
 def anatomy(
     spacing: float,  # mm between the voxels that will be simulated; the maps are smoothed to it
 ) -> np.ndarray:  # [4, 197, 233, 189] float32: T1, grey matter, white matter, brain
-    "The MNI152 template, as the nilearn package carries it."
+    "The MNI152 template, as the nilearn package carries it. Raises a `MetakdError` where it is not installed."
     try:
         from nilearn import datasets
     except ImportError:
@@ -306,7 +306,9 @@ def write_cohort(
     seed: int = 0,
     jobs: int = 2,
 ) -> list[Path]:  # the patients' folders
-    "A cohort of simulated patients in the layout of BraTS 2018. What is already there is kept."
+    """A cohort of simulated patients in the layout of BraTS 2018. What is already there is kept. Raises a
+    `MetakdError` where no head fits into so many voxels.
+    """
     out = Path(out)
     if jobs < 1:
         raise MetakdError("jobs is at least 1")

@@ -171,7 +171,7 @@ def make_layout(
     find: Callable | None = None,  # of the layout
     files: Mapping[str, Sequence[str]] | None = None,  # of the layout; None: numbered, as nnU-Net has them
 ) -> ScanLayout:
-    "A layout from its parts as files have them."
+    "A layout from its parts as files have them. Raises a `MetakdError` where they contradict each other."
     sequences = as_names(sequences, where)
     chosen = regions_of(labels, regions, where)
     every = sorted({0} | {v for values in labels.values() for v in values} | {v for r in chosen.values() for v in r})
@@ -245,7 +245,9 @@ def layout_word(path: Path) -> str | None:
 
 # %% ../../nbs/307_layouts.ipynb #3260c60a
 def reopen_layout(about: Mapping) -> ScanLayout:
-    "The layout that `ScanLayout.about` described, for runs whose data are elsewhere."
+    """The layout that `ScanLayout.about` described, for runs whose data are elsewhere. Raises a `MetakdError` where it
+    describes none.
+    """
     try:
         if about["name"] in PRESETS and about == PRESETS[about["name"]].about():
             return PRESETS[about["name"]]

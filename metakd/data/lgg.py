@@ -77,7 +77,9 @@ def read_picture(path: Path, mode: str) -> np.ndarray:  # uint8 [height, width] 
 def read_slices(
     folder: Path,
 ) -> VolumeFile:  # uint8 [X, Y, Z, 4]: T1, FLAIR, T1 with contrast, and the outline, 0 or 1
-    "All slices of a patient as one volume, the spacing one voxel."
+    """All slices of a patient as one volume, the spacing one voxel. Raises a `MetakdError` where slices differ in size
+    or an outline does not fit.
+    """
     stack = []
     for picture, mask in slices(folder):
         image, inside = read_picture(picture, "RGB"), read_picture(mask, "L")

@@ -137,7 +137,9 @@ def simulate_clinic(
     seed: int = 0,
     spacing: float = 8.0,  # mm, a whole number; of the grey-matter maps
 ) -> tuple[dict[str, pd.DataFrame | View], pd.Series]:  # modalities; diagnosis 1, 2 or 3
-    "The whole clinic. A function of its arguments."
+    """The whole clinic. A function of its arguments. Raises a `MetakdError` for fewer than ten patients, or a spacing
+    that is no whole number.
+    """
     if patients < 10:
         raise MetakdError(f"{patients} patients: at least 10 are needed for three stages to turn up")
     if not 1 <= spacing <= 50 or spacing != round(spacing):

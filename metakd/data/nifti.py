@@ -128,7 +128,9 @@ def what_it_is(start: bytes) -> str | None:
 
 # %% ../../nbs/207_nifti.ipynb #c9585af0
 def read_header(stream, size: int, gz: bool) -> tuple[nib.Nifti1Header, bytes]:  # and what was read beyond it
-    "The header of a stream of a file of `size` bytes, checked against what such a file can hold."
+    """The header of a stream of a file of `size` bytes, checked against what such a file can hold. Raises a
+    `MetakdError` where it cannot be one.
+    """
     start = stream.read(540)
     if other := what_it_is(start):
         raise MetakdError(other)
@@ -247,7 +249,9 @@ def same_locale():
 
 @same_locale()
 def read_itk(path: Path) -> VolumeFile:
-    "Whatever SimpleITK reads: one file, or a folder with one DICOM series."
+    """Whatever SimpleITK reads: one file, or a folder with one DICOM series. Raises a `MetakdError` where it holds no
+    volume, or SimpleITK is not installed.
+    """
     try:
         import SimpleITK as itk
     except ImportError:

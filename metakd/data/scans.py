@@ -338,7 +338,7 @@ def scan(
     layout: ScanLayout = BRATS,
 ) -> tuple[list[Case], list[str]]:  # cases in the order of their names, and what is wrong with the others
     """Every case in a folder of any BraTS year, or of the Decathlon's Task01_BrainTumour. What had to be guessed is a
-    warning.
+    warning. Raises a `MetakdError` where there is no such folder.
     """
     if isinstance(where, (str, Path)):
         folder = Path(where)
@@ -473,7 +473,9 @@ def with_unique_names(cases: Sequence[tuple[Path, Case]]) -> list[Case]:
 
 # %% ../../nbs/208_scans.ipynb #6a20e6db
 def scan_decathlon(folder: Path, layout: ScanLayout) -> tuple[list[Case], list[str]]:
-    "Task01_BrainTumour as `monai.apps.DecathlonDataset` leaves it: 4D images, channels named in dataset.json."
+    """Task01_BrainTumour as `monai.apps.DecathlonDataset` leaves it: 4D images, channels named in dataset.json. Raises
+    a `MetakdError` where its dataset.json cannot be read.
+    """
     description = read_json(folder / "dataset.json", "the description of Task01_BrainTumour")
     try:
         channels = {CHANNELS[v.lower()]: int(k) for k, v in description["modality"].items()}
@@ -545,7 +547,9 @@ def with_patients(
     # the names say
     patients: str | Path | None,
 ) -> list[Case]:
-    "The same cases, each with the patient that its user says it is of."
+    """The same cases, each with the patient that its user says it is of. Raises a `MetakdError` where it says nothing
+    of a case.
+    """
     if patients is None:
         return list(cases)
     if Path(patients).suffix.lower() == ".csv":
@@ -583,7 +587,7 @@ def make_split(
     shares: Sequence[float] = (0.60, 0.05, 0.10, 0.25),  # of the patients, in the order of PARTS
 ) -> dict[str, list[str]]:  # part -> names of cases
     """A random split by patient: a function of names and seed. Cases without a segmentation are left out; every part
-    gets at least one patient.
+    gets at least one patient. Raises a `MetakdError` where there are too few patients.
     """
     cases = [c for c in cases if c.label]
     patients = sorted({c.patient for c in cases})
@@ -622,8 +626,8 @@ def make_folds(
     meta: float = 0.05,  # of the same, and at least two
     leave_out: bool = False,  # test each stratum instead, by networks that saw none of it; the strata by name
 ) -> list[dict[str, list[str]]]:  # for each fold part -> names of cases
-    """Cross-validation by patient: everybody is tested once. What a training chooses by, and learns importance from, is
-    of its own training patients.
+    """Cross-validation by patient: everybody is tested once. What a training chooses by, and learns importance from,
+    is of its own training patients. Raises a `MetakdError` where there are too few patients, or strata to leave out.
     """
     cases = [c for c in cases if c.label]
     strata = {c.patient: "" if stratum is None else stratum(c) for c in cases}
@@ -668,7 +672,9 @@ def check_split(
     path: str = "the split",  # for messages
     parts: Sequence[str] = PARTS,  # that are needed
 ) -> dict[str, list[Case]]:  # part -> cases
-    "The cases that a split names."
+    """The cases that a split names. Raises a `MetakdError` for names that are no cases, and for parts that share a
+    patient.
+    """
     lists = {"meta": [], **split} if "meta" in parts else split
     if not set(parts) <= set(lists) <= set(PARTS):
         raise MetakdError(f"{path}: expected the lists {', '.join(parts)}, found {', '.join(map(str, split))}")
@@ -696,7 +702,7 @@ def read_volume(
     image: Image,
     file: VolumeFile | None = None,  # where it is read already
 ) -> tuple[np.ndarray, Grid]:  # float32 [X, Y, Z]
-    "One sequence, checked: a whole NIfTI file, three axes, finite."
+    "One sequence, checked: a whole NIfTI file, three axes, finite. Raises a `MetakdError` for anything else."
     path, channel = image
     file = file or read_scan(path)
     values, shape = file.values, list(file.values.shape)
@@ -811,7 +817,7 @@ def read_label(
     drawn_on: Sequence[Grid] = (),  # grids of single sequences, on which it may lie instead
 ) -> np.ndarray:  # uint8 [X, Y, Z] in the layout's labels, turned as the images
     """The segmentation, in the layout's labels whatever the convention. It must lie where the images lie, or one of
-    them as it is stored; then the nearest voxel is taken.
+    them as it is stored; then the nearest voxel is taken. Raises a `MetakdError` where it does not.
     """
     file, channel = (case.layout.read or read_scan)(case.label), case.label_channel
     if file.values.ndim == 4 and channel is None and file.values.shape[3] == 1:
@@ -902,7 +908,7 @@ def brain_mask(
     name: str = "volume",  # for messages
 ) -> np.ndarray:  # bool [X, Y, Z]
     """What is not background: further from the level of the volume's faces than a share of the range, or than their
-    noise.
+    noise. Raises a `MetakdError` where there is none.
     """
     border = faces(volume)
     level = np.median(border)
@@ -931,7 +937,7 @@ def normalise(
     name: str = "volume",  # for messages
     rule: Literal["quantile", "authors"] = "quantile",  # how bright voxels are clipped
 ) -> np.ndarray:  # float32, background 0
-    "Clip the tails, then zero mean and unit variance over the brain."
+    "Clip the tails, then zero mean and unit variance over the brain. Raises a `MetakdError` where nothing is left."
     brain = brain_mask(volume, name)
     values = volume[brain].astype(np.float64)
     low, high = (

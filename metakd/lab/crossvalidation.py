@@ -95,7 +95,8 @@ def cross_validate(
     runs: str | Path = "runs/lgg",  # folder for checkpoints and models
 ) -> pd.DataFrame:  # the rows of all patients
     """Train and evaluate what is missing of the study, and read it all. Seeds come first: after an interruption the
-    table has whole seeds of all methods.
+    table has whole seeds of all methods. Raises a `MetakdError` where the folder holds results of another recipe or
+    cohort.
     """
     check_backend(backend)
     if seeds < 1:

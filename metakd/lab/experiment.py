@@ -88,8 +88,8 @@ class Experiment:
         raise NotImplementedError
 
     def prepare_test(self, recipe: Recipe, about: Mapping, split: Path | None = None) -> "Setup":
-        """The same for testing a run of which `about` is known: on its own test data, or on those that the file `split`
-        names.
+        """The same for testing a run of which `about` is known: on its own test data, or on those that the file
+        `split` names. Raises a `MetakdError` where they cannot be had, or were trained on.
         """
         if split is not None:
             raise MetakdError(f"--split is for experiments whose data have names; {self.command} has none")
@@ -109,7 +109,7 @@ class Experiment:
     @classmethod
     def reopen(cls, about: Mapping, data: str | Path | None = None) -> "Experiment":
         """The experiment of a run, from what it wrote down; `data` where its data have moved. Nothing of a run's file
-        is a place to write to.
+        is a place to write to. Raises a `MetakdError` where that is not readable.
         """
         try:
             places = {

@@ -74,7 +74,7 @@ STUDIES: dict[str, Callable[[], tuple[dict[str, pd.DataFrame | View], pd.Series]
 
 @lru_cache
 def read_study(data: str) -> tuple[dict[str, pd.DataFrame | View], pd.Series]:
-    "Modalities and labels, by name or from a folder."
+    "Modalities and labels, by name or from a folder. Raises a `MetakdError` where there is none."
     if data in STUDIES:
         return STUDIES[data]()
     if not Path(data).is_dir():
@@ -158,8 +158,8 @@ class Study(Experiment):
         )
 
     def prepare_test(self, recipe: StudyRecipe, about: Mapping, split: Path | None = None) -> Setup:
-        """The test people of a run, or those that another split names; tables get the columns that the training had, in
-        their order.
+        """The test people of a run, or those that another split names; tables get the columns that the training had,
+        in their order. Raises a `MetakdError` where they cannot be had, or were trained on.
         """
         samples, y = self.samples(recipe.seed)
         samples = in_order(samples, about)

@@ -34,8 +34,8 @@ from ..tasks.base import Recipe, recipe_difference
 def read_runs(
     path: str | Path,
 ) -> pd.DataFrame:  # empty where there is no file
-    """The finished runs of a sweep; a last line without its line end is a run that was cut, and is left out. A run that
-    stands there twice counts once.
+    """The finished runs of a sweep; a last line without its line end is a run that was cut, and is left out. A run
+    that stands there twice counts once. Raises a `MetakdError` for a file that is no table of runs.
     """
     path = Path(path)
     try:
@@ -56,7 +56,9 @@ def read_runs(
 
 
 def has_run(path: Path, job: dict, key: Sequence[str]) -> bool:
-    "Is a row of the table at `path` this job's? `key`: the columns that say so."
+    """Is a row of the table at `path` this job's? `key`: the columns that say so. Raises a `MetakdError` for a table
+    of something else.
+    """
     runs = read_runs(path)
     if not len(runs.columns):
         return False
@@ -69,7 +71,9 @@ def has_run(path: Path, job: dict, key: Sequence[str]) -> bool:
 
 # %% ../../nbs/502_sweeps.ipynb #7eb3e87d
 def append_rows(path: Path, rows: list[dict]) -> None:
-    "Append rows to a CSV file, with a header where it is new. One write, so a crash cuts the last line at most."
+    """Append rows to a CSV file, with a header where it is new. One write, so a crash cuts the last line at most.
+    Raises a `MetakdError` where the table has other columns or cannot be written.
+    """
     table = pd.DataFrame(rows)
     new = not path.exists() or path.stat().st_size == 0
     if not new and (there := list(read_runs(path).columns)) != list(table.columns):
@@ -96,7 +100,7 @@ def check_backend(backend: str) -> None:
 
 
 def mend_table(path: Path) -> None:
-    "Take the line away that a crash cut, from a table of this sweep."
+    "Take the line away that a crash cut, from a table of this sweep. Raises a `MetakdError` where it cannot be read."
     try:
         text = path.read_bytes() if path.exists() else b"\n"
     except OSError as e:
@@ -117,8 +121,8 @@ def sweep(
     # whose methods the jobs name; one that only this process knows travels with its job
     experiment: type[Experiment] | None = None,
 ) -> None:
-    """Run the jobs that are not done yet, in parallel, and write each result as it comes. One sweep of a kind at a time
-    in a folder.
+    """Run the jobs that are not done yet, in parallel, and write each result as it comes. One sweep of a kind at a
+    time in a folder. Raises a `MetakdError` where a worker dies or the folder is another sweep's.
     """
     out = Path(out)
     with claimed(out, f"{work.__name__.replace('_run', '')} sweep"):
@@ -217,7 +221,7 @@ def run_jobs(
     backend: str,
     experiment: type[Experiment] | None = None,
 ) -> None:
-    "The parallel part of `sweep`."
+    "The parallel part of `sweep`. Raises a `MetakdError` where the backend is not installed."
     if backend == "ray":
         try:
             import ray

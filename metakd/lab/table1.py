@@ -144,7 +144,7 @@ class ScanExperiment(Experiment):
             raise MetakdError(f"the run was trained on scans of the layout {then}, and this one is {now}")
 
     def cases(self) -> list[Case]:
-        "Everything in the folder."
+        "Everything in the folder. Raises a `MetakdError` for an unknown convention of labels."
         known = ("auto", *self.layout.labels)
         if self.labels not in known:
             raise MetakdError(f"labels = {self.labels!r}: choose from {', '.join(known)}")
@@ -262,7 +262,7 @@ class ScanExperiment(Experiment):
 
     def prepare_test(self, recipe: SegmentationRecipe, about: Mapping, split: Path | None = None) -> Setup:
         """The test cases of a run by their names, or those that another split names: which may be of another hospital,
-        and none that the run was trained on.
+        and none that the run was trained on. Raises a `MetakdError` where they cannot be had, or were trained on.
         """
         self.check_layout(about)
         names = read_json(split, "a split with the list test") if split else {"test": list(about["split"]["test"])}
@@ -380,7 +380,9 @@ def trained(
     out: Path,  # the run's folder
     **options,  # of `train`
 ) -> pd.DataFrame:  # the run's history
-    "Train, or continue, or read what is trained already: afterwards the method has its weights."
+    """Train, or continue, or read what is trained already: afterwards the method has its weights. Raises a
+    `MetakdError` where it was trained with another recipe.
+    """
     if (out / "weights.safetensors").exists():
         check_run(out, describe(p.method, p.train, p.validation, p.tested, p.meta, p.about))
         difference = recipe_difference(

@@ -211,7 +211,9 @@ class MetaKD(Supervised):
         return loss, logs
 
     def meta_step(self, held_out: Batch, training: Batch) -> dict[str, Tensor]:
-        "One step of the upper level of equation (4): the raw weights move, the network does not."
+        """One step of the upper level of equation (4): the raw weights move, the network does not. Raises a
+        `MetakdError` where the hypergradient is not known.
+        """
         if self.recipe.hypergradient not in HYPERGRADIENTS:
             raise MetakdError(
                 f"no hypergradient '{self.recipe.hypergradient}' yet: import metakd.methods.hypergradients"

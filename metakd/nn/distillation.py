@@ -50,7 +50,9 @@ def distillation_loss(
     distance: Literal["l1", "mse"] = "l1",
     teachers: Tensor | None = None,  # [B, M, C, ...] what to learn from; None: the same features, held fixed
 ) -> Tensor:  # []
-    "Equation (5), summed over ordered pairs of modalities that are both present, mean over the batch."
+    """Equation (5), summed over ordered pairs of modalities that are both present, mean over the batch. Raises a
+    `MetakdError` for an unknown distance.
+    """
     if distance not in ("l1", "mse"):
         raise MetakdError(f"unknown distance '{distance}': choose l1 or mse")
     total, teachers = features.new_zeros(()), features.detach() if teachers is None else teachers

@@ -103,7 +103,9 @@ def classifier(
     encoders: Mapping[str, nn.Module] | None = None,
     scale: bool = True,  # pictures by their training samples (chapter 102)
 ) -> MultimodalModel:
-    "One encoder per modality, features of one size, and a fully connected head."
+    """One encoder per modality, features of one size, and a fully connected head. Raises a `MetakdError` for an
+    encoder of no modality.
+    """
     own = encoders or {}
     if odd := set(own) - set(shapes):
         raise MetakdError(f"an encoder for '{min(odd)}', but the modalities are {', '.join(shapes)}")

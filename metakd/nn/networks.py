@@ -248,7 +248,7 @@ def encoder_for(
     # pictures by their training samples, so that 0..255 and 0..1 are the same; tables and volumes always are
     scale: bool = True,
 ) -> nn.Module:
-    "The usual encoder of such an input."
+    "The usual encoder of such an input. Raises a `MetakdError` for inputs of another kind."
     if len(shape) == 1:
         return VectorEncoder(shape[0], feature_size, normalise)
     if len(shape) == 3:

@@ -131,13 +131,13 @@ class Segmentation(Task):
         from monai.inferers import sliding_window_inference
 
         answers, device = [], method.device
-        for sample, here in enumerate(available):
-            names = [m for m, present in zip(method.modalities, here.tolist()) if present]
+        for sample, has in enumerate(available):
+            names = [m for m, present in zip(method.modalities, has.tolist()) if present]
 
             def predict_windows(windows: Tensor) -> Tensor:  # [n, present, d, h, w] -> [n, S * R, d, h, w]
                 seen = {m: windows[:, k : k + 1] for k, m in enumerate(names)}
                 return (
-                    method.predict_subsets(seen, here.expand(len(windows), -1).to(device), subsets.to(device))
+                    method.predict_subsets(seen, has.expand(len(windows), -1).to(device), subsets.to(device))
                     .transpose(0, 1)
                     .flatten(1, 2)
                 )
