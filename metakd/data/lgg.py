@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FETCH', 'PATIENT', 'SLICE', 'CHANNELS', 'LGG', 'lgg_folder', 'slices', 'read_picture', 'read_slices',
-           'present_channels', 'contents', 'find_patients', 'hospital']
+           'present_channels', 'contents', 'find_patients', 'hospital', 'write_made_up']
 
 # %% ../../nbs/306_lgg.ipynb #e97ba22e
 import os
@@ -150,3 +150,28 @@ LGG = ScanLayout(
 def hospital(case: Case) -> str:
     "The code of the hospital where a patient was scanned, such as CS, DU or HT."
     return PATIENT.fullmatch(case.name)["hospital"]
+
+# %% ../../nbs/306_lgg.ipynb #95aa5bd7
+def write_made_up(
+    folder: str | Path,
+    patients: int = 12,
+    size: int = 24,  # pixels of a slice along each axis
+    slices: int = 8,
+) -> None:
+    "Made-up patients of three hospitals in the files of the download; nothing can be learnt of tumours from them."
+    rng, margin = np.random.default_rng(0), size // 8
+    for k in range(patients):
+        name = f"TCGA_{('CS', 'DU', 'HT')[k % 3]}_{k:04}_19990101"
+        path = Path(folder) / name
+        path.mkdir(parents=True)
+        for z in range(1, slices + 1):
+            image = np.zeros((size, size, 3), np.uint8)
+            head = (slice(margin, size - margin),) * 2
+            image[head] = rng.integers(60, 90, image[head].shape)
+            mask = np.zeros((size, size), np.uint8)
+            mask[size // 4 : size // 2, size // 4 + k % 5 : 7 * size // 12] = 255
+            image[mask > 0, 1] += 90
+            if k == 5:
+                image[..., 0] = image[..., 1]  # no T1
+            Picture.fromarray(image).save(path / f"{name}_{z}.tif")
+            Picture.fromarray(mask).save(path / f"{name}_{z}_mask.tif")
