@@ -1067,4 +1067,5 @@ d = { 'settings': { 'branch': 'main',
                                  'metakd.training.train_at_once': ('training.html#train_at_once', 'metakd/training.py'),
                                  'metakd.training.train_step': ('training.html#train_step', 'metakd/training.py'),
                                  'metakd.training.train_steps': ('training.html#train_steps', 'metakd/training.py'),
+                                 'metakd.training.unimproved': ('training.html#unimproved', 'metakd/training.py'),
                                  'metakd.training.versions': ('training.html#versions', 'metakd/training.py')}}}

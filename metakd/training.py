@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['RUN', 'WRITTEN', 'PACKAGES', 'Loader', 'shared_weights', 'save_weights', 'load_weights', 'latest_checkpoint',
            'save_checkpoint', 'load_checkpoint', 'interruptible', 'make_accelerator', 'seed_step', 'Training',
-           'train_step', 'end_epoch', 'finish', 'versions', 'describe', 'read_run', 'check_run', 'start_run',
-           'train_at_once', 'train', 'train_steps', 'bare_epoch']
+           'train_step', 'end_epoch', 'unimproved', 'finish', 'versions', 'describe', 'read_run', 'check_run',
+           'start_run', 'train_at_once', 'train', 'train_steps', 'bare_epoch']
 
 # %% ../nbs/203_training.ipynb #1f2c38be
 import importlib.metadata
@@ -445,14 +445,21 @@ def end_epoch(
     return row
 
 # %% ../nbs/203_training.ipynb #5c8f3ad0
-def finish(t: Training, interrupted: bool) -> None:
+def unimproved(t: Training) -> int:
+    "How many validations there were since one was better than all before it."
+    sign = 1 if t.task.higher_is_better else -1
+    scores = [sign * row[t.task.main_metric] for row in t.history if not math.isnan(row[t.task.main_metric])]
+    return len(scores) - 1 - scores.index(max(scores)) if scores else 0
+
+
+def finish(t: Training, interrupted: bool, early: bool) -> None:
     "Unwrap the method; at the end give it the chosen weights and write it down."
     a = t.accelerator
     if a.num_processes > 1:
         a.unwrap_model(t.wrapped)
     elif t.wrapped is t.method and t.recipe.precision != "no":
         a.unwrap_model(t.method, keep_fp32_wrapper=False)
-    if t.step < t.total:
+    if t.step < t.total and not early:
         if interrupted:
             raise KeyboardInterrupt(
                 f"stopped at step {t.step} of {t.total}" + (f"; resume from {t.out}" if t.out else "")
@@ -582,6 +589,7 @@ def train(
     progress: bool = True,  # a bar
     checkpoint_seconds: float = 30.0,  # the least time between two checkpoints; 0: one each epoch
     stop_after: int | None = None,  # stop, with a checkpoint, after this many steps in all
+    patience: int | None = None,  # end after so many validations without a better one; None: never
     meta: Source | None = None,  # D_v of equation (4); None: `validation`
     watch: Callable[[Method, dict], dict[str, float]] | None = None,  # from the row of an epoch, more for it
     about: Mapping = {},  # what a later command must know of the run: goes into experiment.json
@@ -624,6 +632,7 @@ def train(
             progress,
             checkpoint_seconds,
             stop_after,
+            patience,
             watch,
         )
     with claimed(out, "training") if int(os.environ.get("RANK", 0)) == 0 else nullcontext():
@@ -634,6 +643,7 @@ def train(
             progress,
             checkpoint_seconds,
             stop_after,
+            patience,
             watch,
         )
 
@@ -643,10 +653,11 @@ def train_steps(
     progress: bool,
     checkpoint_seconds: float,
     stop_after: int | None,
+    patience: int | None,
     watch: Callable[[Method, dict], dict[str, float]] | None,
 ) -> pd.DataFrame:
     "The loop of `train`."
-    steps, stepping, stop, metric = len(t.loader), 0.0, False, t.task.main_metric
+    steps, stepping, stop, early, metric = len(t.loader), 0.0, False, False, t.task.main_metric
     with (
         interruptible() as interrupted,
         tqdm(
@@ -658,6 +669,8 @@ def train_steps(
         ) as bar,
     ):
         for epoch in range(t.step // steps, t.recipe.epochs):
+            if early := patience is not None and t.step % steps == 0 and unimproved(t) >= patience:
+                break
             t.method.train()
             epoch_began = time.monotonic()
             for batch, weight in t.loader.batches(epoch, t.step % steps):
@@ -680,7 +693,7 @@ def train_steps(
                 )
             if stop:
                 break
-    finish(t, interrupted.is_set())
+    finish(t, interrupted.is_set(), early)
     history = pd.DataFrame(t.history)
     history.attrs.update(waited=t.loader.waited, stepping=stepping)
     return history
