@@ -25,6 +25,7 @@ LAYERS = (  # a module imports from its own layer and from those before it
     ("data",),
     ("prediction",),
     ("methods",),
+    ("estimators",),
     ("lab",),
     ("cli",),
 )

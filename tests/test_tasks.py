@@ -15,7 +15,8 @@ from torch import Tensor
 
 from metakd import MetaKD, MetakdError, MetaKDRecipe, Task, align, classifier, evaluate, stratified_split, train
 from metakd.data.scans import ScanLayout, Volumes, find_cases, from_regions, to_regions
-from metakd.lab.studies import RUNS, Samples, Study, StudyRecipe, result_rows
+from metakd.estimators import TableRecipe
+from metakd.lab.studies import RUNS, Samples, Study, result_rows
 from metakd.lab.table1 import Brats
 from metakd.methods.supervised import SegmentationRecipe
 from metakd.prediction import predict
@@ -89,7 +90,7 @@ def test_a_study_of_numbers(method):
     row = dict(result_rows(study, p, history.error.min()))[RUNS][0]
     assert row["error"] == pytest.approx(found, abs=1e-4)  # not in percent
     assert row["validation"] == pytest.approx(history.error.min(), abs=1e-4)
-    again = study.prepare_test(StudyRecipe(), p.about)
+    again = study.prepare_test(TableRecipe(), p.about)
     assert again.names == p.names and torch.equal(again.test.y, p.test.y)
 
 

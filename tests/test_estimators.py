@@ -1,0 +1,147 @@
+"MetaKDClassifier and MetaKDRegressor are scikit-learn estimators, match by name, and come back from their folder."
+
+import json
+import pickle
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.base import clone
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from metakd import MetaKDClassifier, MetakdError, MetaKDRegressor
+from metakd.data.tables import align
+from metakd.estimators import hold_out, load, save
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+COPIES = {
+    "check_sample_weight_equivalence_on_dense_data": "a copy of a person changes who validates and the order of batches"
+}
+
+
+@parametrize_with_checks(
+    [MetaKDClassifier("NoKD", epochs=10), MetaKDRegressor("NoKD", epochs=20)], expected_failed_checks=lambda e: COPIES
+)
+@pytest.mark.filterwarnings("ignore")
+def test_scikit_learns_own_checks(estimator, check):
+    check(estimator)
+
+
+def people(n: int = 240, seed: int = 0) -> tuple[dict[str, pd.DataFrame], pd.Series]:
+    "Two modalities of equal width, of which each says half of the label; each third person lacks one of them."
+    rng, who = np.random.default_rng(seed), pd.Index([f"P{k}" for k in range(n)])
+    y = pd.Series(rng.choice(["ill", "well"], n), who)
+    sign = np.where(y == "ill", 1.0, -1.0)
+    blood = pd.DataFrame(rng.normal(size=(n, 3)), who, ["iron", "zinc", "salt"])
+    memory = pd.DataFrame(rng.normal(size=(n, 3)), who, ["words", "faces", "time"])
+    blood["iron"] += 2 * sign
+    memory["time"] -= 2 * sign
+    return {"blood": blood.drop(who[::3]), "memory": memory.drop(who[1::3])}, y
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    tables, y = people()
+    return MetaKDClassifier(epochs=30).fit(tables, y), tables, y
+
+
+def test_modalities_and_columns_are_matched_by_name(fitted):
+    model, tables, y = fitted
+    assert model.score(tables, y) > 0.9 and set(model.importance_) == {"blood", "memory"}
+    p = model.predict_proba(tables)
+    assert list(p.columns) == ["ill", "well"] and np.allclose(p.sum(axis=1), 1)
+    turned = {m: tables[m][tables[m].columns[::-1]].assign(more=1.0) for m in ("memory", "blood")}
+    assert np.allclose(model.predict_proba(turned).loc[p.index], p, atol=1e-12)
+    with pytest.raises(MetakdError, match="'blood' has no column 'iron'"):
+        model.predict({"blood": tables["memory"], "memory": tables["blood"]})
+    alone = model.predict_proba({"blood": tables["blood"].loc[["P1"]]})
+    assert np.allclose(alone, model.predict_proba({"blood": tables["blood"]}).loc[["P1"]], atol=1e-12)
+
+
+def test_one_table_is_the_same_model(fitted):
+    model, tables, y = fitted
+    frame = pd.concat(tables.values(), axis=1).reindex(y.index)
+    columns = {m: list(t) for m, t in tables.items()}
+    one = MetaKDClassifier(modalities=columns, epochs=30).fit(frame, y)
+    assert np.allclose(one.predict_proba(frame), model.predict_proba(tables).loc[y.index], atol=1e-9)
+    assert one.predict(frame).shape == (240,) and one.score(frame, y) > 0.9
+    with pytest.raises(MetakdError, match="one order"):
+        one.fit(frame, y[::-1])
+
+
+def test_it_comes_back_from_its_folder(fitted, tmp_path):
+    model, tables, _ = fitted
+    again = load(save(model, tmp_path / "kept"))
+    assert again.predict_proba(tables).equals(model.predict_proba(tables)) and again.importance_ == model.importance_
+    assert pickle.loads(pickle.dumps(model)).predict(tables).equals(model.predict(tables))
+    about = json.loads((tmp_path / "kept" / "estimator.json").read_text())
+    for change in ({"modalities": None}, {"classes": [1]}, {"format": 9}, {"estimator": "os.system"}, {"recipe": 1}):
+        (tmp_path / "kept" / "estimator.json").write_text(json.dumps(about | change))
+        with pytest.raises(MetakdError):
+            load(tmp_path / "kept")
+    (tmp_path / "kept" / "estimator.json").write_text(json.dumps(about))
+    weights = tmp_path / "kept" / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-50])
+    with pytest.raises(MetakdError, match="cannot be read"):
+        load(tmp_path / "kept")
+
+
+def test_scikit_learns_tools(fitted):
+    _, tables, y = fitted
+    frame = pd.concat(tables.values(), axis=1).reindex(y.index)
+    columns = {m: list(t) for m, t in tables.items()}
+    model = MetaKDClassifier("NoKD", modalities=columns, epochs=3)
+    assert clone(model).get_params() == model.get_params()
+    search = GridSearchCV(model, {"lr": [1e-6, 1e-2]}, cv=2).fit(frame, y)
+    assert search.best_params_ == {"lr": 1e-2}
+    pipe = make_pipeline(StandardScaler(), MetaKDClassifier("NoKD", epochs=20)).fit(frame, y)
+    assert pipe.score(frame, y) > 0.8
+
+
+def test_the_same_seed_is_the_same_model():
+    tables, y = people()
+    models = [MetaKDClassifier("NoKD", epochs=2, random_state=s).fit(tables, y) for s in (1, 1, 2)]
+    a, b, c = (m.predict_proba(tables) for m in models)
+    assert a.equals(b) and not a.equals(c)
+
+
+def test_a_rare_class_is_found():
+    rng = np.random.default_rng(0)
+    y = np.arange(2000) % 200 == 0
+    x = rng.normal(size=(2000, 4)) + 2.5 * y[:, None]
+    found = MetaKDClassifier("NoKD", epochs=30).fit(x, y).predict(x)
+    assert found[y].mean() > 0.8 and found[~y].mean() < 0.1
+
+
+def test_rows_of_a_person_stay_together():
+    tables, y = people()
+    person = pd.Series([f"{int(i[1:]) // 4}" for i in y.index], y.index)
+    samples = align(tables, y)
+    training, validation = hold_out(samples, 0.2, 0, person[samples.ids].to_dict())
+    assert training.size + validation.size == samples.batch.size
+    blood = samples.batch.x["blood"]
+    index = {tuple(row): person[i] for i, row in zip(samples.ids, blood.tolist())}
+    both = [{index[tuple(row)] for row in part.x["blood"].tolist() if any(row)} for part in (training, validation)]
+    assert both[0] and both[1] and not both[0] & both[1]
+    visits = {i: f"{int(i[1:]) // 2}_visit{int(i[1:]) % 2}" for i in y.index}
+    with pytest.raises(MetakdError, match="say who is one person with groups"):
+        MetaKDClassifier().fit({"memory": tables["memory"].rename(visits)}, y[tables["memory"].index].rename(visits))
+
+
+@pytest.mark.parametrize(
+    "spoil, said",
+    [
+        (lambda t, y: (t, y.to_frame()), "labels are a DataFrame"),
+        (lambda t, y: (t, y.where(y == "ill", "ill")), "hold one class"),
+        (lambda t, y: ({"blood": t["blood"] * np.inf, "memory": t["memory"]}, y), "infinite"),
+        (lambda t, y: ({"blood": t["blood"].astype(str) + "g", "memory": t["memory"]}, y), "not numeric"),
+        (lambda t, y: (t, y.set_axis(range(len(y)))), "one a text and the other not"),
+        (lambda t, y: ({}, y), "a table for each modality"),
+    ],
+)
+def test_what_cannot_be_used_is_one_sentence(spoil, said):
+    with pytest.raises(MetakdError, match=said):
+        MetaKDClassifier("NoKD", epochs=1).fit(*spoil(*people(60)))
