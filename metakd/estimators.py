@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['Tables', 'KEPT', 'ESTIMATORS', 'TableRecipe', 'TableMetaKD', 'usual_epochs', 'usual_batch', 'grouped', 'hold_out',
-           'repeated', 'TableEstimator', 'by_identifier', 'MetaKDClassifier', 'MetaKDRegressor', 'labels_of',
+           'weighted', 'TableEstimator', 'by_identifier', 'MetaKDClassifier', 'MetaKDRegressor', 'labels_of',
            'accuracy', 'save', 'load']
 
 # %% ../nbs/211_estimators.ipynb #8c62c009
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError
 from scipy.sparse import issparse
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -86,17 +87,17 @@ def grouped(
     "One table as one for each modality. Raises a `MetakdError` for a column that is not there, or stands in two."
     if not isinstance(modalities, Mapping) or not modalities:
         raise MetakdError("modalities: expected a dictionary from a name to its columns, such as {'blood': ['iron']}")
-    owner: dict = {}
+    frame, owner = frame.set_axis(list(map(str, frame.columns)), axis=1), {}
     for m, columns in modalities.items():
         if isinstance(columns, str) or not len(columns):
             raise MetakdError(f"modalities: '{m}' has {columns!r}, expected a list of columns")
-        for c in columns:
+        for c in map(str, columns):
             if c not in frame.columns:
                 raise MetakdError(f"modalities: '{m}' has the column {c!r}, which the table has not")
             if owner.setdefault(c, m) != m:
                 raise MetakdError(f"modalities: the column {c!r} stands in '{owner[c]}' and in '{m}'")
     rows = frame.set_axis(pd.RangeIndex(len(frame), name="row"))
-    return {m: rows[list(columns)] for m, columns in modalities.items()}
+    return {m: rows[list(map(str, columns))] for m, columns in modalities.items()}
 
 
 def hold_out(
@@ -122,22 +123,28 @@ def hold_out(
     return samples.batch.take(~out), samples.batch.take(out)
 
 
-def repeated(
-    batch: Batch,
+def weighted(
+    samples: Samples,
     weights: np.ndarray,  # [N], of the samples; 2 counts as two people
-) -> Batch:
+) -> Samples:
     """Samples as often as their weights say: whole numbers exactly, others over their mean, with a fixed pattern for
     parts of one. Weights that are all alike change nothing. Raises a `MetakdError` for other weights.
     """
-    if weights.shape != (batch.size,) or not np.isfinite(weights).all() or (weights < 0).any() or not weights.sum():
+    if (
+        weights.shape != (samples.batch.size,)
+        or not np.isfinite(weights).all()
+        or (weights < 0).any()
+        or not weights.sum()
+    ):
         raise MetakdError("sample_weight: expected a weight for each person, none below zero and not all of them zero")
     unit = weights[weights > 0].mean()
     if (weights % 1 == 0).all():
         divisor = np.gcd.reduce(weights.astype(np.int64))
-        unit = divisor if weights.sum() <= 20 * batch.size * divisor else unit
+        unit = divisor if weights.sum() <= 20 * samples.batch.size * divisor else unit
     ends = np.round(np.cumsum(weights / unit), 9)
     copies = np.diff(np.floor(ends + 0.5), prepend=0).astype(int)
-    return batch.take(torch.from_numpy(np.repeat(np.arange(batch.size), copies)))
+    index = np.repeat(np.arange(len(copies)), copies)
+    return replace(samples, ids=samples.ids[index], batch=samples.batch.take(torch.from_numpy(index)))
 
 # %% ../nbs/211_estimators.ipynb #cd8b1222
 class TableEstimator(BaseEstimator):
@@ -156,7 +163,7 @@ class TableEstimator(BaseEstimator):
         batch_size: int | None = None,  # people in one step. None: by their number
         validation: float = 0.15,  # share of the people who say when to stop and which weights to keep
         patience: int | None = 4,  # validations without a better one before the training stops. None: it does not
-        random_state: int | None = 0,  # of the weights, the order, and who validates
+        random_state: int | None = 0,  # of the weights, the order, and who validates; None: another one each time
         verbose: bool = False,  # a bar
     ):
         self.method = method
@@ -185,31 +192,18 @@ class TableEstimator(BaseEstimator):
         samples = align(views, y, self.kind)
         if self.kind is Classification and len(samples.classes) < 2:
             raise MetakdError(f"labels hold one class, {plain(samples.classes[0])}; expected two classes or more")
-        named = {"sample_weight": sample_weight, "groups": groups}
-        named = {k: None if v is None else by_identifier(v, y.index, k).loc[samples.ids] for k, v in named.items()}
-        seed = int(np.random.default_rng().integers(2**31)) if self.random_state is None else int(self.random_state)
-        weights = named["sample_weight"]
-        if weights is not None:
-            index = repeated(
-                samples.batch._replace(y=torch.arange(samples.batch.size)), weights.to_numpy(float)
-            ).y.numpy()
-            samples = Samples(
-                samples.ids[index],
-                samples.batch.take(torch.from_numpy(index)),
-                samples.classes,
-                samples.columns,
-                samples.task,
-            )
-        people = (
-            named["groups"]
-            if groups is not None
-            else (None if weights is None else pd.Series(samples.ids, samples.ids))
-        )
-        people = None if people is None else people[~people.index.duplicated()].to_dict()
-        training, validation = hold_out(samples, self.validation, seed, people)
+        rows = X.index if isinstance(X, pd.DataFrame) else y.index
+        given = {"sample_weight": sample_weight, "groups": groups}
+        given = {k: by_identifier(v, rows, k).set_axis(y.index) for k, v in given.items() if v is not None}
+        if "sample_weight" in given:
+            samples = weighted(samples, given["sample_weight"].loc[samples.ids].to_numpy(float))
+            given.setdefault("groups", pd.Series(y.index, y.index))  # copies of a person are one person
+        seed = check_random_state(self.random_state).randint(2**31) if self.random_state is None else self.random_state
+        people = given["groups"].to_dict() if "groups" in given else None
+        training, validation = hold_out(samples, self.validation, int(seed), people)
         self.modalities_ = {m: list(samples.columns[m]) for m in samples.modalities}
         self.shapes_ = {m: list(shape) for m, shape in samples.shapes.items()}
-        self._fit(samples, training, validation, seed)
+        self._fit(samples, training, validation, int(seed))
         return self
 
     def _fit(self, samples: Samples, training: Batch, validation: Batch, seed: int) -> None:
@@ -275,8 +269,6 @@ class TableEstimator(BaseEstimator):
             return views, None
         if self.kind is Classification:
             check_classification_targets(labels)
-        if isinstance(X, pd.DataFrame):
-            by_identifier(y, X.index, "y")  # a Series in another order than the table is refused
         return views, pd.Series(labels, pd.RangeIndex(len(labels), name="row"))
 
     def _grouped(self, X, y, known: bool) -> tuple[Tables, np.ndarray | None]:
@@ -284,7 +276,7 @@ class TableEstimator(BaseEstimator):
         if not isinstance(X, pd.DataFrame):
             raise MetakdError(f"X is a {type(X).__name__}; with modalities it is a pandas.DataFrame, or a dictionary")
         views = grouped(X, self.modalities_ if known else self.modalities)
-        return views, None if y is None else by_identifier(y, len(X), "y").to_numpy()
+        return views, None if y is None else by_identifier(y, X.index, "y").to_numpy()
 
     def _checked(self, X, y, known: bool) -> tuple[Tables, np.ndarray | None]:
         "One table that is one modality, checked as scikit-learn does."
@@ -294,6 +286,8 @@ class TableEstimator(BaseEstimator):
         else:
             numeric = self.kind is Regression
             values, labels = validate_data(self, X, y, ensure_min_samples=2, y_numeric=numeric, **options)
+            if isinstance(X, pd.DataFrame):
+                by_identifier(y, X.index, "y")  # a Series in another order than the table is refused
         names = list(getattr(self, "feature_names_in_", [f"x{k}" for k in range(values.shape[1])]))
         return {"table": pd.DataFrame(values, pd.RangeIndex(len(values), name="row"), names)}, labels
 
@@ -357,24 +351,23 @@ class TableEstimator(BaseEstimator):
 # %% ../nbs/211_estimators.ipynb #250d1732
 def by_identifier(
     values: Sequence | pd.Series | Mapping,
-    who: pd.Index | int,  # of the labels or the table; or how many rows an array has
+    who: pd.Index,  # of the labels, or of the rows of one table
     name: str,  # for messages
-) -> pd.Series:
-    "Values for people, by identifier; those of one table by row. Raises a `MetakdError` where they name other people."
-    index = pd.RangeIndex(who if isinstance(who, int) else len(who), name="row")
+) -> pd.Series:  # in the order of `who`
+    "A value for each identifier. Raises a `MetakdError` where a Series names other people, or an array has other rows."
     if isinstance(values, Mapping):
         values = pd.Series(values)
-    if isinstance(values, pd.Series) and not isinstance(who, int):
+    if isinstance(values, pd.Series):
         if values.index.equals(who):
-            return values.set_axis(index) if name == "y" else values
-        if name != "y" and who.isin(values.index).all() and values.index.is_unique:
+            return values
+        if name != "y" and values.index.is_unique and who.isin(values.index).all():
             return values.loc[who]
         raise MetakdError(f"{name}: its index is not that of the table or the labels; bring both into one order")
     values = np.asarray(values)
     values = values.ravel() if values.ndim == 2 and values.shape[1] == 1 else values
-    if values.ndim != 1 or len(values) != len(index):
-        raise MetakdError(f"{name} has shape {list(values.shape)}, expected a value for each of {len(index)} rows")
-    return pd.Series(values, index if isinstance(who, int) or name == "y" else who)
+    if values.ndim != 1 or len(values) != len(who):
+        raise MetakdError(f"{name} has shape {list(values.shape)}, expected a value for each of {len(who)} rows")
+    return pd.Series(values, who)
 
 # %% ../nbs/211_estimators.ipynb #273139f9
 class MetaKDClassifier(ClassifierMixin, TableEstimator):

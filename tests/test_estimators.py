@@ -145,3 +145,21 @@ def test_rows_of_a_person_stay_together():
 def test_what_cannot_be_used_is_one_sentence(spoil, said):
     with pytest.raises(MetakdError, match=said):
         MetaKDClassifier("NoKD", epochs=1).fit(*spoil(*people(60)))
+
+
+def test_weights_and_groups_go_with_their_rows():
+    "As arrays, or as Series in any order, after a table was cut and shuffled."
+    tables, y = people(120)
+    frame = pd.concat(tables.values(), axis=1).reindex(y.index).sample(frac=0.8, random_state=0)
+    model = MetaKDClassifier("NoKD", modalities={m: list(t) for m, t in tables.items()}, epochs=2)
+    weights = pd.Series(np.arange(120) % 3, y.index)
+    given = [weights[frame.index], weights[frame.index].to_numpy(), weights]
+    each = [clone(model).fit(frame, y[frame.index], sample_weight=w).predict_proba(frame) for w in given]
+    assert np.array_equal(each[0], each[1]) and np.array_equal(each[0], each[2])
+    assert not np.array_equal(each[0], clone(model).fit(frame, y[frame.index]).predict_proba(frame))
+    numbered = frame.set_axis(range(6), axis=1)
+    model = MetaKDClassifier("NoKD", modalities={"blood": [0, 1, 2], "memory": [3, 4, 5]}, epochs=2)
+    model.fit(numbered, y[frame.index], groups=pd.Series(y.index, y.index))
+    assert model.predict(numbered).shape == (96,)
+    with pytest.raises(MetakdError, match="sample_weight has shape"):
+        model.fit(numbered, y[frame.index], sample_weight=[1, 2])
