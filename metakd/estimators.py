@@ -195,6 +195,8 @@ class TableEstimator(BaseEstimator):
         rows = X.index if isinstance(X, pd.DataFrame) else y.index
         given = {"sample_weight": sample_weight, "groups": groups}
         given = {k: by_identifier(v, rows, k).set_axis(y.index) for k, v in given.items() if v is not None}
+        if groups is None and self.one_table_ and isinstance(X, pd.DataFrame):
+            given["groups"] = pd.Series(rows if rows.has_duplicates else people_of(rows, None), y.index)
         if "sample_weight" in given:
             samples = weighted(samples, given["sample_weight"].loc[samples.ids].to_numpy(float))
             given.setdefault("groups", pd.Series(y.index, y.index))  # copies of a person are one person

@@ -129,6 +129,19 @@ def test_rows_of_a_person_stay_together():
     visits = {i: f"{int(i[1:]) // 2}_visit{int(i[1:]) % 2}" for i in y.index}
     with pytest.raises(MetakdError, match="say who is one person with groups"):
         MetaKDClassifier().fit({"memory": tables["memory"].rename(visits)}, y[tables["memory"].index].rename(visits))
+    with pytest.raises(MetakdError, match="say who is one person with groups"):
+        MetaKDClassifier().fit(tables["memory"].rename(visits), y[tables["memory"].index].rename(visits))
+    twice = tables["memory"].rename(lambda i: f"P{int(i[1:]) // 2}")
+    samples = {}
+
+    class Kept(MetaKDClassifier):
+        def _fit(self, everybody, training, validation, seed):
+            samples.update(training=training, validation=validation)
+
+    Kept().fit(twice, y[tables["memory"].index].set_axis(twice.index))
+    rows = {part: set(b.x["table"][:, 0].tolist()) for part, b in samples.items()}
+    who = {part: {i for i, v in zip(twice.index, twice.words.astype("float32")) if v in rows[part]} for part in rows}
+    assert who["validation"] and not who["training"] & who["validation"]
 
 
 @pytest.mark.parametrize(
