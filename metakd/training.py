@@ -605,6 +605,8 @@ def train(
     out, meta = Path(out) if out is not None else None, validation if meta is None else meta
     if not checkpoint_seconds >= 0:
         raise MetakdError(f"checkpoint_seconds = {checkpoint_seconds}: expected 0 or more")
+    if patience is not None and patience < 1:
+        raise MetakdError(f"patience = {patience}: expected at least one validation, or None")
     if getattr(method, "recipe", recipe) != recipe:
         raise MetakdError(
             f"the method was built with another recipe ({recipe_difference(asdict(method.recipe), asdict(recipe))}; "

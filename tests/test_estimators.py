@@ -72,17 +72,38 @@ def test_one_table_is_the_same_model(fitted):
         one.fit(frame, y[::-1])
 
 
+def test_scores_of_a_dictionary_go_by_identifier(fitted):
+    model, tables, y = fitted
+    answers = model.predict(tables)
+    right = (answers == y.loc[answers.index]).astype(float)
+    assert model.score(tables, y[::-1]) == pytest.approx(right.mean())
+    weights = pd.Series(np.arange(240.0), y.index)
+    assert model.score(tables, y, weights[::-1]) == pytest.approx((right * weights).sum() / weights.sum())
+    with pytest.raises(MetakdError, match="a label for everybody"):
+        model.score(tables, y[:5])
+
+
 def test_it_comes_back_from_its_folder(fitted, tmp_path):
     model, tables, _ = fitted
     again = load(save(model, tmp_path / "kept"))
     assert again.predict_proba(tables).equals(model.predict_proba(tables)) and again.importance_ == model.importance_
     assert pickle.loads(pickle.dumps(model)).predict(tables).equals(model.predict(tables))
     about = json.loads((tmp_path / "kept" / "estimator.json").read_text())
-    for change in ({"modalities": None}, {"classes": [1]}, {"format": 9}, {"estimator": "os.system"}, {"recipe": 1}):
+    for change in (
+        {"modalities": None},
+        {"task": {"classes": [1]}},
+        {"task": {"mean": 0}},
+        {"format": 9},
+        {"estimator": "os.system"},
+        {"recipe": 1},
+    ):
         (tmp_path / "kept" / "estimator.json").write_text(json.dumps(about | change))
         with pytest.raises(MetakdError):
             load(tmp_path / "kept")
     (tmp_path / "kept" / "estimator.json").write_text(json.dumps(about))
+    with pytest.raises(MetakdError, match="plain values"):
+        save(pickle.loads(pickle.dumps(model)).set_params(random_state=np.int64(0)), tmp_path / "odd")
+    assert not (tmp_path / "odd").exists()
     weights = tmp_path / "kept" / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-50])
     with pytest.raises(MetakdError, match="cannot be read"):
@@ -112,8 +133,8 @@ def test_a_rare_class_is_found():
     rng = np.random.default_rng(0)
     y = np.arange(2000) % 200 == 0
     x = rng.normal(size=(2000, 4)) + 2.5 * y[:, None]
-    found = MetaKDClassifier("NoKD", epochs=30).fit(x, y).predict(x)
-    assert found[y].mean() > 0.8 and found[~y].mean() < 0.1
+    model, new = MetaKDClassifier("NoKD", epochs=30).fit(x, y), rng.normal(size=(400, 4))
+    assert model.predict(new + 2.5).mean() > 0.8 and model.predict(new).mean() < 0.1
 
 
 def test_rows_of_a_person_stay_together():
@@ -135,10 +156,11 @@ def test_rows_of_a_person_stay_together():
     samples = {}
 
     class Kept(MetaKDClassifier):
-        def _fit(self, everybody, training, validation, seed):
+        def _recipe(self, spec, training, validation, seed):
             samples.update(training=training, validation=validation)
+            return super()._recipe(spec, training, validation, seed)
 
-    Kept().fit(twice, y[tables["memory"].index].set_axis(twice.index))
+    Kept("NoKD", epochs=1).fit(twice, y[tables["memory"].index].set_axis(twice.index))
     rows = {part: set(b.x["table"][:, 0].tolist()) for part, b in samples.items()}
     who = {part: {i for i, v in zip(twice.index, twice.words.astype("float32")) if v in rows[part]} for part in rows}
     assert who["validation"] and not who["training"] & who["validation"]

@@ -90,8 +90,8 @@ def read_h5ad(path: Path) -> pd.DataFrame:
 
 
 def read_table(folder: Path, name: str) -> pd.DataFrame:
-    """One table of the layout, leaking columns dropped, genotypes checked. Raises a `MetakdError` where there is none,
-    or a genotype is none.
+    """One table of the layout, leaking columns dropped, genotypes checked. Raises a `MetakdError` where there is no
+    such table, or a cell is no genotype.
     """
     known = [folder / f"{name}_merged{end}" for end in (".csv", "_mean.csv", ".h5ad")]
     path = next((p for p in known if p.exists()), None)

@@ -454,7 +454,7 @@ def whole_head(
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux counts in kB
     return {"seconds": seconds, "peak_mb": peak}
 
-
+# %% ../../nbs/508_bench.ipynb #45e38891
 def bench_whole_head(
     networks: Sequence[str] = tuple(SIZES),
     counts: Sequence[int] = (1, 4),  # of sequences

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import ClassVar
 
 import pandas as pd
-import torch
 from torch import Tensor
 
 from ..batch import Source
 from ..files import MetakdError
-from ..methods.registry import MethodSpec, methods
+from ..methods.registry import MethodSpec, find_method, methods
 from ..tasks.base import Method, Recipe, Task, joined
 from ..training import train
 
@@ -49,10 +48,7 @@ class Experiment:
     @classmethod
     def find(cls, method: str) -> MethodSpec:
         "The specification of that name. Raises a `MetakdError` that lists the others where there is none."
-        known = cls.methods()
-        if method not in known:
-            raise MetakdError(f"unknown method '{method}': choose {', '.join(known)}")
-        return known[method]
+        return find_method(cls.methods(), method)
 
     @classmethod
     def recipe_of(cls, method: str) -> type[Recipe]:
@@ -78,10 +74,7 @@ class Experiment:
 
     def build_method(self, shapes: Mapping[str, Sequence[int]], task: Task, recipe: Recipe) -> Method:
         "The method with fresh weights from the recipe's seed."
-        spec = self.spec()
-        spec.check(shapes)
-        torch.manual_seed(recipe.seed)
-        return spec.build(shapes, task, recipe)
+        return self.spec().fresh(shapes, task, recipe)
 
     def prepare(self, recipe: Recipe) -> "Setup":
         "Data, task, and the method with fresh weights from the recipe's seed."

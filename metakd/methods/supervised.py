@@ -168,7 +168,7 @@ class SegmentationRecipe(CropRecipe):
     published widths (MetaKD's authors: 43 million).
     """
     width: int = 1
-    "`compact` has so many times its channels, at every level and whatever the method."
+    "What the channels of `compact` are multiplied by, at every level and whatever the method."
     skips: Literal["mean", "zero"] = "zero"
     """What fills the skips of a missing sequence in MetaKD, NoKD and ShaSpec: equation (2) as at the bottleneck, or
     zeros. Authors: features of an all-zero image.
@@ -209,7 +209,7 @@ class SegmentationRecipe(CropRecipe):
             )
 
     def channels(self, widths: Sequence[int]) -> tuple[int, ...]:
-        "As many times `width` as a network of the recipe has."
+        "The channels of the levels of `compact`, times `width`."
         return tuple(self.width * w for w in widths)
 
     def learning_rate(self, epoch: int, progress: float) -> float:

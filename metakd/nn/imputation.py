@@ -111,7 +111,7 @@ class GeneratorImputer(Imputer):
 
 # %% ../../nbs/103_imputation.ipynb #21c00007
 def make_imputer(name: str, modalities: int, channels: int) -> Callable[[Tensor, Tensor], Tensor]:
-    "mean, zero, linear or generator. Raises a `MetakdError` for another name."
+    "The imputer of that name: mean, zero, linear or generator. Raises a `MetakdError` for another name."
     known = {
         "mean": lambda *_: impute_mean,
         "zero": lambda *_: impute_zero,
