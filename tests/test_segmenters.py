@@ -275,10 +275,12 @@ def organs(tmp_path_factory):
     return folder
 
 
+@pytest.mark.parametrize("window", [(16, 16, 8), (16, 16, 1)])
 @pytest.mark.parametrize("name", METHODS)
-def test_it_trains_on_any_layout(name, organs):
+def test_it_trains_on_any_layout(name, window, organs):
     experiment = ScanFolder(organs, name, cache=organs / "cache")
-    p = experiment.prepare(experiment.recipe_type()(epochs=2, crops=1, window=(16, 16, 8), drop_from=0.3))
+    recipe = experiment.recipe_type()(epochs=2, crops=1, window=window, drop_from=0.3, rotate=0.3, contrast=0.3)
+    p = experiment.prepare(recipe)
     assert p.method.modalities == ("ct", "pet") and p.train.available.tolist()[1:3] == [[True, False], [False, True]]
     history = fit(p)
     assert history.loss.notna().all()

@@ -11,7 +11,7 @@ __all__ = ['BRATS', 'SEQUENCES', 'REGIONS', 'SCAN_FILE', 'LIKE_SEGMENTATIONS', '
            'Examination', 'read_case', 'faces', 'check_world', 'describe_grid', 'overlap', 'read_label', 'to_regions',
            'from_regions', 'merged', 'outline', 'brain_mask', 'authors_ceiling', 'normalise', 'normalised',
            'case_spacing', 'median_spacing', 'network_shape', 'to_network', 'prepare_case', 'brain_box', 'case_key',
-           'crop_transform', 'as_batch', 'Volumes', 'summary']
+           'contrast_transform', 'crop_transform', 'as_batch', 'Volumes', 'summary']
 
 # %% ../../nbs/208_scans.ipynb #5ef0690a
 import io
@@ -1078,19 +1078,42 @@ def case_key(case: Case, *rules) -> str:
     )
 
 # %% ../../nbs/208_scans.ipynb #aa2094b6
+def contrast_transform(
+    change: float,  # the largest shift, and the largest logarithm of a factor
+):
+    """For half of the crops: each sequence brighter or darker, and of more or less contrast, than it is, each by its
+    own; the background stays 0.
+    """
+    from monai.transforms import RandomizableTransform
+
+    class Contrast(RandomizableTransform):
+        def __call__(self, sample: dict) -> dict:
+            self.randomize(None)
+            x = sample["x"]
+            factor, shift = torch.as_tensor(self.R.uniform(-change, change, (2, len(x), 1, 1, 1)), dtype=x.dtype)
+            return sample | {"x": torch.where(x == 0, x, x * factor.exp() + shift)} if self._do_transform else sample
+
+    return Contrast(0.5)
+
+
 def crop_transform(
     window: Sequence[int],  # of a crop, in voxels
     regions: int = len(BRATS.regions),  # R
     foreground: float = 0.5,  # share of the crops that are centred on a voxel of a region. The authors: 0.5
     scale: float = 0.1,  # half of the crops are zoomed by 1 - scale to 1 + scale; 0: none. The authors: 0.1
     mirror: float = 0.5,  # probability of a mirror image, for each axis. The authors: 0.7
+    rotate: float = 0.0,  # half of the crops are turned by up to so many radians about the last axis. The authors: 0
+    contrast: float = 0.0,  # see `contrast_transform`. The authors: 0
 ):
-    "The random part: crop, scale, mirror; the same for all sequences and regions."
+    "The random part: crop, scale, turn, mirror, contrast; all but the last the same for all sequences and regions."
     from monai import transforms as T
 
     keys = ["x", "y"]  # all sequences in one tensor: each step is done once, whatever K is
-    zoom = T.RandZoomd(
-        keys, prob=0.5, min_zoom=1 - scale, max_zoom=1 + scale, mode=["trilinear", "nearest"], padding_mode="constant"
+    flat = window[2] == 1  # a slice is scaled and turned as a picture
+    modes = ["bilinear" if flat else "trilinear", "nearest"]
+    zoom = T.RandZoomd(keys, prob=0.5, min_zoom=1 - scale, max_zoom=1 + scale, mode=modes, padding_mode="constant")
+    turn = T.RandRotated(
+        keys, **{"range_x" if flat else "range_z": rotate}, prob=0.5, mode=["bilinear", "nearest"], padding_mode="zeros"
     )
     return T.Compose(
         [
@@ -1106,9 +1129,13 @@ def crop_transform(
             ),
             T.CastToTyped(keys, torch.float32),
             T.ResizeWithPadOrCropd(keys, window),  # a volume smaller than the window
+            *([T.SqueezeDimd(keys, -1)] if flat else []),
             *([zoom] if scale else []),
-            *[T.RandFlipd(keys, prob=mirror, spatial_axis=axis) for axis in range(3)],
+            *([turn] if rotate else []),
+            *([T.Lambdad(keys, lambda v: v[..., None])] if flat else []),
+            *[T.RandFlipd(keys, prob=mirror, spatial_axis=axis) for axis in range(2 if flat else 3)],
             T.ToTensord(keys, track_meta=False),
+            *([contrast_transform(contrast)] if contrast else []),
         ]
     )
 
@@ -1144,7 +1171,7 @@ class Volumes:
         intensities: Literal["quantile", "authors"] = "quantile",  # the rule of `normalise`
         spacing: Sequence[float] | None = None,  # mm between voxels that the network knows; None: as stored
         strict: bool = False,  # refuse sequences on different grids
-        **augment,  # foreground, scale, mirror: see `crop_transform`
+        **augment,  # foreground, scale, mirror, rotate, contrast: see `crop_transform`
     ):
         if bare := [c.name for c in cases if c.label is None]:
             raise MetakdError(f"{bare[0]} has no segmentation; training and evaluation need one")

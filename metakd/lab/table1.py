@@ -190,7 +190,7 @@ class ScanExperiment(Experiment):
         "Each part as a source, every case read once and everything that is wrong with any of them said at once."
         where = self.cache or cache_dir() / "scans"
         spacing = spacing or self.spacing or median_spacing(parts["train"])
-        augment = {k: getattr(recipe, k) for k in ("foreground", "mirror", "scale")}
+        augment = {k: getattr(recipe, k) for k in ("foreground", "mirror", "scale", "rotate", "contrast")}
         every = Volumes(
             [c for cases in parts.values() for c in cases],
             recipe.window,

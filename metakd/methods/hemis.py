@@ -16,7 +16,7 @@ from ..batch import expand_to
 from .registry import register
 from .supervised import SegmentationRecipe, Supervised
 from ..nn.model import MultimodalModel
-from ..nn.networks import Encoders, ReflectConv3d
+from ..nn.networks import Encoders, ReflectConv3d, quick_volumes
 from ..tasks.base import Task
 
 # %% ../../nbs/406_hemis.ipynb #2475df61
@@ -55,7 +55,7 @@ class PlainEncoder(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:  # [N, 1, D, H, W] -> levels [N, C, ...], the deepest last
         x, levels = self.stem(x), []
         for k, level in enumerate(self.levels):
-            x = level(F.max_pool3d(x, 2) if k else x)
+            x = level(F.max_pool3d(x, [min(2, n) for n in x.shape[2:]]) if k else x)
             levels.append(x)
         return levels
 
@@ -97,4 +97,4 @@ def build_hemis(shapes: Mapping[str, Sequence[int]], task: Task, recipe: Segment
     widths = recipe.channels(WIDTHS[recipe.network])
     encoders = Encoders({m: PlainEncoder(widths) for m in shapes})
     model = MultimodalModel(encoders, ResizeDecoder([2 * w for w in widths], widths[:-1], len(task.regions)), moments)
-    return Supervised(model.to(memory_format=torch.channels_last_3d), task, recipe)
+    return Supervised(quick_volumes(model, recipe.slices), task, recipe)

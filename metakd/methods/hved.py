@@ -18,7 +18,7 @@ from .hemis import WIDTHS, PlainEncoder, ResizeDecoder
 from .registry import register
 from .supervised import Supervised
 from ..nn.model import MultimodalModel
-from ..nn.networks import Encoders, apply_network
+from ..nn.networks import Encoders, apply_network, quick_volumes
 from ..tasks.base import Recipe, Task
 
 # %% ../../nbs/407_hved.ipynb #8c47f0ff
@@ -116,9 +116,9 @@ def build_hved(shapes: Mapping[str, Sequence[int]], task: Task, recipe) -> HVED:
     widths = recipe.channels(WIDTHS[recipe.network])
 
     def decoder(outputs):
-        return ResizeDecoder([w // 2 for w in widths], widths[:-1], outputs).to(memory_format=torch.channels_last_3d)
+        return quick_volumes(ResizeDecoder([w // 2 for w in widths], widths[:-1], outputs), recipe.slices)
 
-    encoders = Encoders({m: PlainEncoder(widths).to(memory_format=torch.channels_last_3d) for m in shapes})
+    encoders = Encoders({m: quick_volumes(PlainEncoder(widths), recipe.slices) for m in shapes})
     return HVED(
         MultimodalModel(encoders, decoder(len(task.regions)), Latent()), {m: decoder(1) for m in shapes}, task, recipe
     )

@@ -21,7 +21,7 @@ from .registry import register
 from .supervised import Supervised
 from ..nn.imputation import impute_zero
 from ..nn.model import MultimodalModel
-from ..nn.networks import Encoders, ReflectConv3d
+from ..nn.networks import Encoders, ReflectConv3d, quick_volumes
 from ..tasks.base import Recipe, Task
 
 # %% ../../nbs/409_mmformer.ipynb #d1e27320
@@ -204,12 +204,12 @@ def build_mmformer(shapes: Mapping[str, Sequence[int]], task: Task, recipe) -> M
     "For Table 1."
     widths, width, heads, hidden = SIZES[recipe.network]
     widths, (width, hidden) = recipe.channels(widths), recipe.channels([width, hidden])
-    grid = tuple(n // 2 ** (len(widths) - 1) for n in recipe.window)
+    grid = tuple(max(1, n // 2 ** (len(widths) - 1)) for n in recipe.window)  # a slice stays one
     encoders = Encoders({m: FormerEncoder(widths, grid, width, heads, hidden) for m in shapes})
     model = MultimodalModel(
         encoders, InterModal(len(shapes), widths, grid, width, heads, hidden, len(task.regions)), impute_zero
     )
     alone = FormerDecoder(1, widths, widths[-1], len(task.regions), deep=False)
     for part in (model, alone):
-        part.to(memory_format=torch.channels_last_3d)
+        quick_volumes(part, recipe.slices)
     return MMFormer(model, alone, task, recipe)

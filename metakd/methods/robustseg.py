@@ -9,6 +9,7 @@ __all__ = ['SIZES', 'activated', 'ContentEncoder', 'HalvingConv3d', 'appearance_
 # %% ../../nbs/408_robustseg.ipynb #db5d4f40
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ from .registry import register
 from .supervised import Supervised
 from ..nn.imputation import impute_zero
 from ..nn.model import MultimodalModel
-from ..nn.networks import Encoders, ReflectConv3d, apply_network
+from ..nn.networks import Encoders, ReflectConv3d, SliceConv3d, apply_network, quick_volumes
 from ..tasks.base import Recipe, Task
 
 # %% ../../nbs/408_robustseg.ipynb #2c1eb66a
@@ -49,14 +50,16 @@ class ContentEncoder(nn.Module):
         return levels
 
 
-class HalvingConv3d(nn.Conv3d):
+class HalvingConv3d(SliceConv3d):
     "A convolution that halves each axis; one of a single voxel, which is too short for the kernel, gets a zero."
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__(inputs, outputs, 4, 2, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(F.pad(x, [side for n in x.shape[:1:-1] for side in (0, int(n == 1))]))
+        thin = [int(n == 1) for n in x.shape[2:]]
+        thin[2] = 0  # a slice needs none
+        return super().forward(F.pad(x, [side for t in reversed(thin) for side in (0, t)]))
 
 
 def appearance_encoder(
@@ -135,24 +138,25 @@ class ImageDecoder(nn.Module):
         )
         self.convolutions = nn.ModuleList(ReflectConv3d(deepest, deepest) for _ in range(2 * blocks))
         self.norm = AdaptiveNorm()
-        up = [
-            layer
+        self.up = nn.ModuleList(
+            nn.Sequential(nn.Conv3d(i, o, kernel, padding=kernel // 2), nn.GroupNorm(1, o), nn.ReLU())
             for o, i in zip(widths[-2::-1], widths[::-1])
-            for layer in (
-                nn.Upsample(scale_factor=2),
-                nn.Conv3d(i, o, kernel, padding=kernel // 2),
-                nn.GroupNorm(1, o),
-                nn.ReLU(),
-            )
-        ]
-        self.up = nn.Sequential(*up, nn.Conv3d(widths[0], 1, last, padding=last // 2))
+        )
+        self.out = nn.Conv3d(widths[0], 1, last, padding=last // 2)
 
-    def forward(self, content: Tensor, appearance: Tensor) -> Tensor:  # [N, C, ...], [N, size] -> [N, 1, D, H, W]
+    def forward(
+        self,
+        content: Tensor,  # [N, C, ...], the deepest
+        appearance: Tensor,  # [N, size]
+        sizes: Sequence[Sequence[int]],  # of the levels above it, the finest first
+    ) -> Tensor:  # [N, 1, D, H, W]
         styles = self.styles(appearance).chunk(len(self.convolutions), 1)
         for k in range(0, len(styles), 2):
             x = F.relu(self.norm(self.convolutions[k](content), styles[k]))
             content = content + self.norm(self.convolutions[k + 1](x), styles[k + 1])
-        return self.up(content)
+        for up, size in zip(self.up, reversed(sizes)):
+            content = up(F.interpolate(content, size))
+        return self.out(content)
 
 # %% ../../nbs/408_robustseg.ipynb #adf7b8b8
 @dataclass(frozen=True)
@@ -187,6 +191,7 @@ class RobustSeg(Supervised):
         fused = self.model.decoder.fuse(self.model.encode(batch.x, batch.available))
         task = self.task.loss(self.model.decoder.segment(fused), batch.y)
         reconstruction = divergence = task.new_zeros(())
+        sizes = [f.shape[2:] for f in fused[:-1]]
         for column, m in zip(batch.available.T, self.modalities):
             if not column.any():
                 continue
@@ -194,7 +199,11 @@ class RobustSeg(Supervised):
             code = apply_network(self.appearance[m], x)
             reconstruction = (
                 reconstruction
-                + (apply_network(self.decoders[m], fused[-1][column], code) - x).abs().flatten(1).mean(1).sum()
+                + (apply_network(partial(self.decoders[m], sizes=sizes), fused[-1][column], code) - x)
+                .abs()
+                .flatten(1)
+                .mean(1)
+                .sum()
                 / batch.size
             )
             divergence = divergence + 0.5 * code.square().mean(1).sum() / batch.size
@@ -225,5 +234,5 @@ def build_robustseg(shapes: Mapping[str, Sequence[int]], task: Task, recipe) -> 
     appearance = {m: appearance_encoder(looks, first) for m in shapes}
     decoders = {m: ImageDecoder(widths, blocks, hidden, kernel, last) for m in shapes}
     for part in (model, *appearance.values(), *decoders.values()):
-        part.to(memory_format=torch.channels_last_3d)
+        quick_volumes(part, recipe.slices)
     return RobustSeg(model, appearance, decoders, task, recipe)

@@ -30,6 +30,7 @@ from metakd.nn.networks import (
     ResidualEncoder,
     StandardConv3d,
     UNetDecoder,
+    quick_volumes,
 )
 from ..tasks.base import Recipe, Task
 
@@ -191,6 +192,4 @@ def build_segmenter(shapes: Mapping[str, Sequence[int]], task: Task, recipe) -> 
         ResidualFusion(projection, recipe.missing),
         impute_mean if recipe.skips == "mean" else impute_zero,
     )
-    return ShaSpec(
-        model.to(memory_format=torch.channels_last_3d) if recipe.network == "compact" else model, c, task, recipe
-    )
+    return ShaSpec(quick_volumes(model, recipe.slices) if recipe.network == "compact" else model, c, task, recipe)

@@ -128,11 +128,23 @@ class CropRecipe(Recipe):
     "Probability of mirroring each axis. Authors: 0.7."
     scale: float = 0.1
     "Half of the crops are scaled by 1 - scale to 1 + scale. Authors: 0.1."
+    rotate: float = 0.0
+    "Half of the crops are turned by up to so many radians about their last axis. Authors: 0."
+    contrast: float = 0.0
+    """In half of the crops each sequence is multiplied by e^-contrast to e^contrast and shifted by up to contrast; 1 is
+    the spread of the brain's intensities. Authors: 0.
+    """
+
+    @property
+    def slices(self) -> bool:
+        "Are the crops slices?"
+        return self.window[2] == 1
 
     def ranges(self) -> dict[str, bool]:
         return super().ranges() | {
             **{k: 0 <= getattr(self, k) <= 1 for k in ("foreground", "mirror")},
             "scale": 0 <= self.scale < 1,
+            **{k: getattr(self, k) >= 0 for k in ("rotate", "contrast")},
             "crops": self.crops >= 1,
             "window": len(self.window) == 3 and min(self.window) >= 1,
         }
@@ -202,7 +214,8 @@ class SegmentationRecipe(CropRecipe):
 
     def __post_init__(self):
         super().__post_init__()
-        if any(w % s for w, s in zip(self.window, STRIDES[self.network])):
+        flat = 1 if self.network == "compact" else None  # an axis of one voxel is not halved
+        if any(w % s and w != flat for w, s in zip(self.window, STRIDES[self.network])):
             raise MetakdError(
                 f"recipe: a window of {' x '.join(map(str, self.window))} does not suit '{self.network}', whose "
                 f"windows are multiples of {' x '.join(map(str, STRIDES[self.network]))}"
@@ -231,6 +244,7 @@ def build_segmenter(shapes: Mapping[str, Sequence[int]], task: Task, recipe: Seg
         recipe.channels(WIDTHS[recipe.encoders]),
         regions=len(task.regions),
         impute=recipe.impute,
+        slices=recipe.slices,
     )
 
 

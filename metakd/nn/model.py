@@ -24,6 +24,7 @@ from metakd.nn.networks import (
     ResidualEncoder,
     UNetDecoder,
     encoder_for,
+    quick_volumes,
 )
 
 # %% ../../nbs/104_model.ipynb #90405939
@@ -127,6 +128,7 @@ def segmenter(
     regions: int = 3,
     # what stands in for a missing feature at the bottleneck (chapter 103)
     impute: Literal["mean", "zero", "linear", "generator"] = "mean",
+    slices: bool = False,  # is it trained on slices? Only how fast it is depends on that
 ) -> MultimodalModel:
     "A 3D U-Net. Equation (1) has one encoder for all sequences."
     own = {} if isinstance(encoders, str) else encoders
@@ -148,11 +150,11 @@ def segmenter(
     )
     if compact:
         for part in (model.encoders, model.decoder):
-            part.to(memory_format=torch.channels_last_3d)  # the layout in which few channels are fastest on a CPU
+            quick_volumes(part, slices)
     return model
 
 
-STRIDES = {"compact": (8, 8, 8), "reference": (16, 32, 32)}  # a window must be a multiple of these
+STRIDES = {"compact": (8, 8, 8), "reference": (16, 32, 32)}  # a window is a multiple of these
 WIDTHS = {"shared": (8, 16, 32, 64), "own": (8, 12, 24, 32)}  # of the levels of `compact`
 
 # %% ../../nbs/104_model.ipynb #2824ba93

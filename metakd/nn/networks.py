@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['LEAKY', 'last_layer', 'LeNet', 'apply_network', 'Encoders', 'Standardise', 'VectorEncoder', 'PatchEmbedding',
-           'VolumeEncoder', 'encoder_for', 'ConcatHead', 'ResidualEncoder', 'UNetDecoder', 'StandardConv3d',
-           'conv_block', 'Residual', 'bottleneck', 'Pyramid', 'ReferenceEncoder', 'ReferenceDecoder', 'ReflectConv3d']
+           'VolumeEncoder', 'encoder_for', 'ConcatHead', 'as_picture', 'as_slice', 'SliceConv3d', 'UpConv3d',
+           'quick_volumes', 'ResidualEncoder', 'UNetDecoder', 'StandardConv3d', 'conv_block', 'Residual', 'bottleneck',
+           'Pyramid', 'ReferenceEncoder', 'ReferenceDecoder', 'ReflectConv3d']
 
 # %% ../../nbs/102_networks.ipynb #874e3978
 from collections.abc import Mapping, Sequence
@@ -291,6 +292,59 @@ class ConcatHead(nn.Module):
     def forward(self, features: list[Tensor]) -> Tensor:  # levels -> logits [B, classes]
         return self.answer(self.fuse(features))
 
+# %% ../../nbs/102_networks.ipynb #cf618579
+def as_picture(x: Tensor) -> Tensor:  # [N, C, D, H, 1] -> [N, C, D, H]
+    "A slice as a picture; the channels stay last in memory, for PyTorch copies what is in another order."
+    return x.movedim(1, -1).squeeze(3).movedim(-1, 1)
+
+
+def as_slice(x: Tensor) -> Tensor:  # [N, C, D, H] -> [N, C, D, H, 1]
+    "A picture as a slice, likewise."
+    return x.movedim(1, -1).unsqueeze(3).movedim(-1, 1)
+
+
+class SliceConv3d(nn.Conv3d):
+    """A 3D convolution that works on a slice, one voxel along the last axis, in 2D: of each filter it uses the plane
+    that meets the slice. The rest would meet zeros.
+    """
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        (height, width, _), plane = self.padding, self.padding[2] // self.dilation[2]
+        once = plane == (self.kernel_size[2] - 1) // 2 and self.padding_mode == "zeros"  # the slice meets one plane
+        if x.shape[-1] > 1 or not once:
+            return super()._conv_forward(x, weight, bias)
+        flat = nn.functional.conv2d(
+            as_picture(x), weight[..., plane], bias, self.stride[:2], (height, width), self.dilation[:2], self.groups
+        )
+        return as_slice(flat)
+
+
+class UpConv3d(nn.ConvTranspose3d):
+    "Twice the resolution by a transposed convolution, cut to the size of a skip: a slice stays a slice."
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__(inputs, outputs, 2, 2, bias=False)
+
+    def forward(self, x: Tensor, size: Sequence[int]) -> Tensor:  # [N, C, d, h, w] -> [N, C', *size]
+        if size[2] == 1:
+            x = as_slice(nn.functional.conv_transpose2d(as_picture(x), self.weight[..., 0], stride=2))
+        else:
+            x = super().forward(x)
+        return x[:, :, : size[0], : size[1], : size[2]]
+
+
+def quick_volumes(
+    network: nn.Module,
+    slices: bool = False,  # is it trained on slices?
+) -> nn.Module:
+    """The same network, made quick on a CPU where channels are few: slices in 2D, and the weights in the memory layout
+    that suits: of volumes channels last, of slices channels first.
+    """
+    for layer in network.modules():
+        if type(layer) is nn.Conv3d:
+            layer.__class__ = SliceConv3d  # the same weights under the same names
+    return network if slices else network.to(memory_format=torch.channels_last_3d)
+
 # %% ../../nbs/102_networks.ipynb #b11c1082
 LEAKY = ("leakyrelu", {"negative_slope": 0.01})
 
@@ -331,7 +385,7 @@ class UNetDecoder(nn.Module):
         super().__init__()
         *skips, deepest = widths
         below = (*skips[1:], modalities * deepest)
-        self.up = nn.ModuleList(nn.ConvTranspose3d(i, o, 2, 2, bias=False) for i, o in zip(below, skips))
+        self.up = nn.ModuleList(UpConv3d(i, o) for i, o in zip(below, skips))
         self.reduce = nn.ModuleList(nn.Conv3d(modalities * s, s, 1, bias=False) for s in skips)
         self.merge = nn.ModuleList(
             ResidualUnit(3, s, s, subunits=2 if k else 1, act=LEAKY, norm="instance") for k, s in enumerate(skips)
@@ -341,11 +395,12 @@ class UNetDecoder(nn.Module):
     def forward(self, features: list[Tensor]) -> Tensor:  # levels [B, M, C, ...] -> logits [B, R, D, H, W]
         x = features[-1].flatten(1, 2)
         for k in reversed(range(len(features) - 1)):
-            x = self.merge[k](self.up[k](x) + self.reduce[k](features[k].flatten(1, 2)))
+            skip = self.reduce[k](features[k].flatten(1, 2))
+            x = self.merge[k](self.up[k](x, skip.shape[2:]) + skip)
         return self.out(x)
 
 # %% ../../nbs/102_networks.ipynb #9fcd228c
-class StandardConv3d(nn.Conv3d):
+class StandardConv3d(SliceConv3d):
     "A convolution whose filters have mean 0 and variance 1 (weight standardisation, Qiao et al., 2019)."
 
     def forward(self, x: Tensor) -> Tensor:
@@ -486,4 +541,7 @@ class ReflectConv3d(nn.Conv3d):
         for mode, along in (("replicate", thin), ("reflect", [not t for t in thin])):
             sides = [p * a for p, a in zip(self.padding, along) for _ in range(2)]
             x = nn.functional.pad(x, sides[::-1], mode=mode)  # PyTorch counts from the last axis
+        if thin == [False, False, True]:  # three times the same slice: the planes of a filter add up
+            middle = x[..., x.shape[-1] // 2, None]
+            return as_slice(nn.functional.conv2d(as_picture(middle), self.weight.sum(-1), self.bias, self.stride[:2]))
         return nn.functional.conv3d(x, self.weight, self.bias, self.stride)
