@@ -88,22 +88,11 @@ def test_ctrl_c_leaves_a_checkpoint_and_resumes(whole, tmp_path):
 
 def test_full_disk_keeps_the_last_good_checkpoint(tmp_path):
     from metakd.lab.table2 import AudioVision, AudioVisionRecipe
-    from metakd.training import latest_checkpoint, load_checkpoint, train
+    from metakd.training import latest_checkpoint, load_checkpoint
 
     out, recipe = tmp_path / "run", AudioVisionRecipe(epochs=3)
     p = AudioVision(rate=0.2).prepare(recipe)
-    train(
-        p.method,
-        p.task,
-        p.recipe,
-        p.train,
-        p.validation,
-        p.tested,
-        out,
-        progress=False,
-        checkpoint_seconds=0,
-        stop_after=29,
-    )
+    p.fit(out, progress=False, checkpoint_seconds=0, stop_after=29)
     before = {f.name: f.read_bytes() for f in latest_checkpoint(out).iterdir()}
     script = f"""
 import resource, sys

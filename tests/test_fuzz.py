@@ -287,7 +287,7 @@ OPTIONS = [
     "evaluate RUN --data",
     "evaluate RUN --device",
     "evaluate",
-    "predict RUN --flair",
+    "predict RUN --sequence",
     "predict RUN --out OUT --window-batch",
     "predict RUN SCAN --out OUT --labels",
     "predict RUN SCAN --out OUT --device",

@@ -20,7 +20,7 @@ from metakd.cli import main
 from metakd.data.scans import find_cases
 from metakd.evaluation import evaluate
 from metakd.lab.table1 import REFERENCE, Brats, ScanFolder
-from metakd.training import load_weights, train
+from metakd.training import load_weights
 
 METHODS = list(Brats.methods())
 SMALL = {"epochs": 3, "crops": 1, "window": (16, 16, 16), "drop_from": 0.3}
@@ -43,9 +43,12 @@ def prepared(cohort, split, name, **recipe):
 
 
 def fit(p, out=None, **options):
-    return train(
-        p.method, p.task, p.recipe, p.train, p.validation, p.tested, out, progress=False, meta=p.meta, **options
-    )
+    return p.fit(out, progress=False, **options)
+
+
+def training_command(cohort, split, name, out):
+    words = {"data": cohort, "split": split, "cache": cohort.parent / "cache", "method": name, "out": out}
+    return ["train", "brats", *(w for option, value in words.items() for w in (f"--{option}", str(value)))]
 
 
 @pytest.fixture(scope="module")
@@ -53,38 +56,9 @@ def runs(cohort, split, tmp_path_factory):
     "Every method, trained a little by the command."
     out = tmp_path_factory.mktemp("runs")
     torch.set_num_threads(1)
-    numbers = [
-        "--recipe.epochs",
-        "3",
-        "--recipe.crops",
-        "1",
-        "--recipe.window",
-        "16",
-        "16",
-        "16",
-        "--recipe.drop-from",
-        "0.3",
-        "--checkpoint-seconds",
-        "0",
-    ]
+    few = "--recipe.epochs 3 --recipe.crops 1 --recipe.window 16 16 16 --recipe.drop-from 0.3 --checkpoint-seconds 0"
     for name in METHODS:
-        main(
-            [
-                "train",
-                "brats",
-                "--data",
-                str(cohort),
-                "--split",
-                str(split),
-                "--cache",
-                str(cohort.parent / "cache"),
-                "--method",
-                name,
-                "--out",
-                str(out / name),
-                *numbers,
-            ]
-        )
+        main([*training_command(cohort, split, name, out / name), *few.split()])
     return out
 
 
@@ -208,23 +182,7 @@ def test_another_methods_run_is_refused(cohort, split, runs, capsys):
         with pytest.raises(Exception, match="Was it trained with another method"):
             load_weights(runs / name, prepared(cohort, split, other).method)
         with pytest.raises(SystemExit):
-            main(
-                [
-                    "train",
-                    "brats",
-                    "--data",
-                    str(cohort),
-                    "--split",
-                    str(split),
-                    "--cache",
-                    str(cohort.parent / "cache"),
-                    "--method",
-                    other,
-                    "--out",
-                    str(runs / name),
-                    "--resume",
-                ]
-            )
+            main([*training_command(cohort, split, other, runs / name), "--resume"])
         assert "belongs to another experiment" in capsys.readouterr().err
 
 

@@ -17,7 +17,6 @@ from metakd.batch import Batch, all_subsets
 from metakd.cli import main
 from metakd.lab.studies import Study
 from metakd.tasks.classification import Classification
-from metakd.training import train
 
 METHODS = list(Study.rows)
 TRAINED = [m for m in METHODS if m != "HistGradientBoosting"]  # step by step
@@ -33,19 +32,7 @@ def recipe(name, **changes):
 
 def fit(name, out=None, own=None, **options):
     p = Study("alzheimer", name, 0.3, 5).prepare(recipe(name, **(own or {})))
-    train(
-        p.method,
-        p.task,
-        p.recipe,
-        p.train,
-        p.validation,
-        p.tested,
-        out,
-        progress=False,
-        checkpoint_seconds=0,
-        meta=p.meta,
-        **options,
-    )
+    p.fit(out, progress=False, checkpoint_seconds=0, **options)
     return p
 
 

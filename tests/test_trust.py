@@ -86,7 +86,8 @@ def test_predict_beside_the_scans_leaves_them_as_they_are(run, patient):
     status, said, _ = metakd(
         "predict",
         run,
-        *(x for m in ("flair", "t1", "t1c", "t2") for x in (f"--{m}", patient / f"{m}.nii.gz")),
+        "--sequence",
+        *(f"{m}={patient / f'{m}.nii.gz'}" for m in ("flair", "t1", "t1c", "t2")),
         "--out",
         patient,
         "--no-png",
@@ -98,15 +99,25 @@ def test_predict_beside_the_scans_leaves_them_as_they_are(run, patient):
     )
     after = contents(patient)
     assert {k: after[k] for k in before} == before and set(after) - set(before) == {"Anna_seg.nii.gz", "volumes.csv"}
-    again = "predict", run, "--flair", patient / "flair.nii.gz", "--out", patient, "--no-png"
+    again = "predict", run, "--sequence", f"flair={patient / 'flair.nii.gz'}", "--out", patient, "--no-png"
     one_line(metakd(*again), "is there already")
     assert metakd(*again, "--overwrite")[0] == 0 and metakd(*again, "--skip-existing")[0] == 0
     one_line(metakd(*again, "--overwrite", "--skip-existing"), "choose one")
     assert len(pd.read_csv(patient / "volumes.csv")) == 1
     one_line(
-        metakd("predict", run, "--flair", patient / "flair.nii.gz", "--out", patient, "--name", "flair.nii.gz/.."),
+        metakd(
+            "predict",
+            run,
+            "--sequence",
+            f"flair={patient / 'flair.nii.gz'}",
+            "--out",
+            patient,
+            "--name",
+            "flair.nii.gz/..",
+        ),
         "is no name for files",
     )
+    one_line(metakd("predict", run, "--sequence", "flair=a.nii", "flair=b.nii"), "--sequence flair: named twice")
 
 
 def test_an_output_that_leads_to_an_input_is_refused(run, patient):
@@ -114,12 +125,12 @@ def test_an_output_that_leads_to_an_input_is_refused(run, patient):
     before = scan.read_bytes()
     (patient / "B_seg.nii.gz").symlink_to(scan)
     one_line(
-        metakd("predict", run, "--flair", scan, "--name", "B", "--out", patient, "--overwrite"),
+        metakd("predict", run, "--sequence", f"flair={scan}", "--name", "B", "--out", patient, "--overwrite"),
         "would overwrite the input",
     )
     os.link(scan, patient / "C_seg.nii.gz")
     one_line(
-        metakd("predict", run, "--flair", scan, "--name", "C", "--out", patient, "--overwrite"),
+        metakd("predict", run, "--sequence", f"flair={scan}", "--name", "C", "--out", patient, "--overwrite"),
         "would overwrite the input",
     )
     assert scan.read_bytes() == before
@@ -428,9 +439,11 @@ def test_one_bad_patient_never_ends_a_batch(run, patient, tmp_path):
         assert f"{name}_flair.nii" in errors or f"{name}:" in errors, name
     for name in fine:
         assert (tmp_path / "out" / f"{name}_seg.nii.gz").exists(), name
-    one_line(metakd("predict", run, "--flair", tmp_path / "x.mgz", "--out", tmp_path / "mgz"), "no such file")
+    one_line(
+        metakd("predict", run, "--sequence", f"flair={tmp_path / 'x.mgz'}", "--out", tmp_path / "mgz"), "no such file"
+    )
     (tmp_path / "x.mgz").write_bytes(bytes([0, 0, 0, 1, 0, 0, 0, 9]) + bytes(600))
-    status, _, errors = metakd("predict", run, "--flair", tmp_path / "x.mgz", "--out", tmp_path / "mgz")
+    status, _, errors = metakd("predict", run, "--sequence", f"flair={tmp_path / 'x.mgz'}", "--out", tmp_path / "mgz")
     assert status == 1 and "not a whole MGH file" in errors
 
 
@@ -482,29 +495,14 @@ def test_a_cohort_in_which_nobody_is_complete(cohort, tmp_path):
     )
 
 
+METAKD = [sys.executable, "-m", "metakd.cli"]
+TABLE2 = [*METAKD, *"table2 --rates 0.2 --seeds 2 --protocols paper-random --recipe.epochs 1".split()]  # a small one
+
+
 def test_an_ascii_terminal(tmp_path):
     env = {**os.environ, "LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "metakd.cli",
-            "table2",
-            "--methods",
-            "NoKD",
-            "--rates",
-            "0.2",
-            "--seeds",
-            "2",
-            "--protocols",
-            "paper-random",
-            "--recipe.epochs",
-            "1",
-            "--jobs",
-            "1",
-            "--out",
-            str(tmp_path),
-        ],
+        [*TABLE2, "--methods", "NoKD", "--jobs", "1", "--out", tmp_path],
         env=env,
         capture_output=True,
         timeout=240,
@@ -540,7 +538,7 @@ def test_an_ascii_terminal(tmp_path):
         ["predict", "RUN", "PATIENT", "--out", "FILE"],
         ["predict", "RUN", "PATIENT", "--out", "NEW", "--labels", "mine"],
         ["predict", "RUN", "--out", "NEW"],
-        ["predict", "RUN", "PATIENT", "--flair", "FILE", "--out", "NEW"],
+        ["predict", "RUN", "PATIENT", "--sequence", "flair=FILE", "--out", "NEW"],
         ["evaluate", "RUN", "--device", "gpu"],
         ["evaluate", "RUN", "--csv", "/proc/x.csv"],
         ["evaluate", "RUN", "--split", "FILE"],
@@ -728,26 +726,7 @@ if __name__ == "__main__":
 
 def test_a_plugin_is_named_on_the_command_line(tmp_path):
     (tmp_path / "doubtful.py").write_text(METHOD)
-    command = [
-        sys.executable,
-        "-m",
-        "metakd.cli",
-        "table2",
-        "--plugin",
-        "doubtful",
-        "--methods",
-        "Doubt",
-        "--rates",
-        "0.2",
-        "--seeds",
-        "2",
-        "--protocols",
-        "paper-random",
-        "--recipe.epochs",
-        "1",
-        "--out",
-        str(tmp_path / "out"),
-    ]
+    command = [*TABLE2, "--plugin", "doubtful", "--methods", "Doubt", "--out", tmp_path / "out"]
     done = subprocess.run(
         command,
         cwd=tmp_path,
@@ -758,18 +737,7 @@ def test_a_plugin_is_named_on_the_command_line(tmp_path):
     )
     assert done.returncode == 0 and "Doubt" in done.stdout, done.stderr[-2000:]
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "metakd.cli",
-            "train",
-            "audiovision",
-            "--plugin",
-            "doubtful",
-            "--method",
-            "Doubt",
-            "--help",
-        ],
+        [*METAKD, *"train audiovision --plugin doubtful --method Doubt --help".split()],
         cwd=tmp_path,
         capture_output=True,
         text=True,

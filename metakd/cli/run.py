@@ -13,6 +13,7 @@ import inspect
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -223,10 +224,6 @@ def predict_command(
     run: tyro.conf.Positional[Path],
     inputs: tyro.conf.Positional[tuple[Path, ...]] = (),
     out: Path = Path("predictions"),
-    flair: Path | None = None,
-    t1: Path | None = None,
-    t1c: Path | None = None,
-    t2: Path | None = None,
     sequence: tuple[str, ...] = (),
     name: str | None = None,
     labels: str = "auto",
@@ -247,11 +244,7 @@ def predict_command(
         run: The folder that train wrote.
         inputs: Folders of patients in the layout of the training, or files named that way.
         out: Folder for NAME_seg.nii.gz (on the input's grid), NAME_seg.png and volumes.csv.
-        flair: The FLAIR file of one patient whose files have other names.
-        t1: Its T1.
-        t1c: Its T1 with contrast.
-        t2: Its T2.
-        sequence: The same for sequences of other layouts: NAME=FILE, as often as there are sequences.
+        sequence: The scans of one patient whose files have other names, each as NAME=FILE, such as flair=a.nii.gz.
         name: What to call that patient; None: what its files are called, or their folder.
         labels: The convention to answer in, one of the layout's (BraTS: brats, brats2023, brats2024, decathlon). auto:
             that of the patient's files.
@@ -280,7 +273,10 @@ def predict_command(
         raise MetakdError(
             f"--sequence {wrong[0]}: expected NAME=FILE, such as {experiment.layout.sequences[0]}=scan.nii"
         )
-    named = {"flair": flair, "t1": t1, "t1c": t1c, "t2": t2} | dict(word.split("=", 1) for word in sequence)
+    pairs = [word.split("=", 1) for word in sequence]
+    if twice := [m for m, n in Counter(m for m, _ in pairs).items() if n > 1]:
+        raise MetakdError(f"--sequence {twice[0]}: named twice")
+    named = dict(pairs)
     cases, problems = patients_in(inputs, named, name, experiment.layout)
     method, task = experiment.build(recipe, window_batch=window_batch, device="cpu", progress=sys.stderr.isatty())
     load_weights(run, method).to(where)
