@@ -26,8 +26,9 @@ from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from .batch import Batch
+from .batch import Batch, all_subsets
 from .data.tables import Samples, View, align, as_view, check_indexes, identifiers, people_of, plain
+from .evaluation import gather, temperatures
 from .files import MetakdError, MetakdWarning, atomic_write, json_bytes, make_folder, read_json
 from .methods.metakd import MetaKDRecipe
 from .methods.registry import MethodSpec, find_method, methods
@@ -242,6 +243,7 @@ class TableEstimator(BaseEstimator):
         batch_size: int | None = None,  # people in one step. None: by their number
         validation: float = 0.15,  # share of the people who say when to stop and which weights to keep
         patience: int | None = 4,  # validations without a better one before the training stops. None: it does not
+        calibrate: bool = True,  # make probabilities as sure as they are right on the people who validate
         random_state: int | None = 0,  # of the weights, the order, and who validates; None: another one each time
         verbose: bool = False,  # a bar
     ):
@@ -254,6 +256,7 @@ class TableEstimator(BaseEstimator):
         self.batch_size = batch_size
         self.validation = validation
         self.patience = patience
+        self.calibrate = calibrate
         self.random_state = random_state
         self.verbose = verbose
 
@@ -294,7 +297,9 @@ class TableEstimator(BaseEstimator):
         weights = self.history_.filter(regex="^w_").dropna()
         self.importance_ = {c[2:]: float(w.iloc[-1]) for c, w in weights.items() if len(w)}
         self.n_iter_ = len(self.history_)
-        return self._finished()
+        double = validation._replace(x={m: v.double() for m, v in validation.x.items()})
+        self._finished()._learn_to_doubt(double, unseen=validation is not training)
+        return self
 
     def _recipe(self, spec: MethodSpec, training: Batch, validation: Batch, seed: int) -> TableRecipe:
         "The numbers of a training."
@@ -354,14 +359,20 @@ class TableEstimator(BaseEstimator):
         names = list(getattr(self, "feature_names_in_", [f"x{k}" for k in range(values.shape[1])]))
         return {ONE: pd.DataFrame(values, pd.RangeIndex(len(values), name="row"), names)}, labels
 
-    def _answer(self, X) -> tuple[torch.Tensor, pd.Index | None]:  # logits, and who, where X says so
-        "What the method says of everybody in X, from whatever is known of them."
+    def _learn_to_doubt(self, validation: Batch, unseen: bool) -> None:
+        "How sure answers may be, from people who were not trained on; numbers are not said with a certainty."
+
+    def _asked(self, X) -> tuple[Batch, pd.Index | None]:
+        "Everybody in X, and who they are where X says so."
         check_is_fitted(self, "method_")
         views, _ = self._read(X)
         batch, ids = everybody(in_training_order(views, self.modalities_), self.shapes_)
-        with torch.inference_mode():
-            parts = [self.method_.predict(b.x, b.available) for b in batch.whole(4096)]
-        return torch.cat(parts), ids if isinstance(X, Mapping) else None
+        return batch, ids if isinstance(X, Mapping) else None
+
+    @torch.inference_mode()
+    def _logits(self, batch: Batch) -> torch.Tensor:
+        "What the method says of everybody, from whatever is known of them."
+        return torch.cat([self.method_.predict(b.x, b.available) for b in batch.whole(4096)])
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
@@ -373,7 +384,8 @@ class TableEstimator(BaseEstimator):
 class MetaKDClassifier(ClassifierMixin, TableEstimator):
     """Classes from tables in which anything may be missing, by MetaKD or any other registered method.
 
-    After `fit`: `classes_`, `modalities_` (name -> columns), `importance_` (name -> learned weight), `history_`.
+    After `fit`: `classes_`, `modalities_` (name -> columns), `importance_` (name -> learned weight), `history_`,
+    `temperatures_` (what logits from one, two, ... modalities are divided by, chapter 201).
 
     >>> who = [f"P{k}" for k in range(40)]
     >>> blood = pd.DataFrame({"iron": np.arange(30.0)}, who[:30])
@@ -388,14 +400,25 @@ class MetaKDClassifier(ClassifierMixin, TableEstimator):
 
     def predict_proba(self, X) -> np.ndarray | pd.DataFrame:  # people by classes
         "The probability of each class; with rows by identifier and columns by class where X is a dictionary."
-        logits, ids = self._answer(X)
-        p = logits.softmax(1).numpy()
+        batch, ids = self._asked(X)
+        p = self._probability(batch)
         return p if ids is None else pd.DataFrame(p, ids, self.classes_)
 
-    def predict(self, X) -> np.ndarray | pd.Series:
-        "The most probable class of each person."
+    def predict(
+        self,
+        X,
+        abstain: float = 0.0,  # about this share of people gets no answer, None: those whose answer is least sure
+    ) -> np.ndarray | pd.Series:
+        """The most probable class of each person. How sure is sure enough was measured on the people who validated.
+        Raises a `MetakdError` for no share.
+        """
+        if not 0 <= abstain < 1:
+            raise MetakdError(f"abstain = {abstain}: expected a share from 0 to below 1")
         p = self.predict_proba(X)
         best = self.classes_[np.asarray(p).argmax(1)]
+        if abstain:
+            unsure = np.asarray(p).max(1) < np.interp(abstain, np.linspace(0, 1, len(self.sureness_)), self.sureness_)
+            best = np.where(unsure, None, best.astype(object))
         return best if isinstance(p, np.ndarray) else pd.Series(best, p.index)
 
     def score(self, X, y, sample_weight=None) -> float:
@@ -417,11 +440,31 @@ class MetaKDClassifier(ClassifierMixin, TableEstimator):
         metric = "balanced_accuracy" if balanced else "accuracy"
         return Classification(len(samples.classes), (metric,), training.y if balanced else None)
 
-    def _kept(self) -> dict:
-        return {"classes": self.classes_.tolist()}
+    def _probability(self, batch: Batch) -> np.ndarray:  # [N, classes]
+        logits = self._logits(batch)
+        return (logits / logits.new_tensor(self.temperatures_)[batch.available.sum(1) - 1, None]).softmax(1).numpy()
 
-    def _restore(self, classes: Sequence) -> None:
+    def _learn_to_doubt(self, validation: Batch, unseen: bool) -> None:
+        m = len(self.modalities_)
+        self.temperatures_ = [1.0] * m
+        if self.calibrate and unseen:
+            natural = validation.available.unique(dim=0)
+            subsets = all_subsets(m) if m <= 6 else torch.cat([torch.eye(m, dtype=torch.bool), natural]).unique(dim=0)
+            found = gather(self.method_, self.task_, validation.whole(4096), subsets)
+            self.temperatures_ = temperatures(found, m, self.task_.weight)
+        sure = self._probability(validation).max(1)
+        self.sureness_ = np.quantile(sure, np.linspace(0, 1, 101)).tolist()
+
+    def _kept(self) -> dict:
+        return {
+            "classes": self.classes_.tolist(),
+            "temperatures": self.temperatures_,
+            "sureness": self.sureness_,
+        }
+
+    def _restore(self, classes: Sequence, temperatures: Sequence[float], sureness: Sequence[float]) -> None:
         self.classes_, self.task_ = np.asarray(classes), Classification(len(classes))
+        self.temperatures_, self.sureness_ = list(temperatures), list(sureness)
 
 
 class MetaKDRegressor(RegressorMixin, TableEstimator):
@@ -431,8 +474,8 @@ class MetaKDRegressor(RegressorMixin, TableEstimator):
 
     def predict(self, X) -> np.ndarray | pd.Series:
         "The number of each person, in the unit of `y`."
-        logits, ids = self._answer(X)
-        values = self.task_.value(logits).numpy()
+        batch, ids = self._asked(X)
+        values = self.task_.value(self._logits(batch)).numpy()
         return values if ids is None else pd.Series(values, ids)
 
     def score(self, X, y, sample_weight=None) -> float:
@@ -465,7 +508,7 @@ def compared(
     return y.loc[answer.index].to_numpy(), answer.to_numpy(), weights
 
 # %% ../nbs/211_estimators.ipynb #b0fb1b36
-KEPT = 1  # the format of what `save` writes
+KEPT = 2  # the format of what `save` writes
 ESTIMATORS = {e.__name__: e for e in (MetaKDClassifier, MetaKDRegressor)}
 
 
