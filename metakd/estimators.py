@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Tables', 'ONE', 'KEPT', 'ESTIMATORS', 'TableRecipe', 'TableMetaKD', 'recipe_of', 'usual_epochs', 'usual_batch',
-           'grouped', 'in_training_order', 'everybody', 'hold_out', 'weighted', 'by_identifier', 'TableEstimator',
-           'MetaKDClassifier', 'MetaKDRegressor', 'compared', 'save', 'load', 'restored']
+           'grouped', 'in_training_order', 'everybody', 'hold_out', 'weighted', 'left_out', 'by_identifier',
+           'TableEstimator', 'MetaKDClassifier', 'MetaKDRegressor', 'compared', 'save', 'load', 'restored']
 
 # %% ../nbs/211_estimators.ipynb #8c62c009
 import warnings
@@ -203,6 +203,14 @@ def weighted(
     return replace(samples, ids=samples.ids[index], batch=samples.batch.take(torch.from_numpy(index)))
 
 
+def left_out(views: Tables, labels: pd.Series, samples: Samples) -> dict[str, list[str]]:  # why -> who
+    "Who was in a table, or had a label, and could not be used."
+    tables = set().union(*(v.ids if isinstance(v, View) else v.index for v in views.values()))
+    labelled = set(labels.dropna().index)
+    reasons = {"no label": tables - labelled, "no value in any modality": labelled - set(samples.ids)}
+    return {why: sorted(map(str, who)) for why, who in reasons.items() if who}
+
+
 def by_identifier(
     values: Sequence | pd.Series | Mapping,
     who: pd.Index,  # of the labels, or of the rows of one table
@@ -285,6 +293,8 @@ class TableEstimator(BaseEstimator):
         seed = int(check_random_state(None).randint(2**31) if self.random_state is None else self.random_state)
         groups = given["groups"].to_dict() if "groups" in given else None
         training, validation = hold_out(samples, self.validation, seed, groups)
+        self.people_ = {"trained on": training.size, "validated on": validation.size}
+        self.left_out_ = left_out(views, labels, samples)
         self.modalities_ = {m: list(samples.columns[m]) for m in samples.modalities}
         self.shapes_ = {m: list(shape) for m, shape in samples.shapes.items()}
         self.task_ = self._task(samples, training)
@@ -362,8 +372,8 @@ class TableEstimator(BaseEstimator):
     def _learn_to_doubt(self, validation: Batch, unseen: bool) -> None:
         "How sure answers may be, from people who were not trained on; numbers are not said with a certainty."
 
-    def _asked(self, X) -> tuple[Batch, pd.Index | None]:
-        "Everybody in X, and who they are where X says so."
+    def people(self, X) -> tuple[Batch, pd.Index | None]:
+        "Everybody in X as a batch, and who they are where X says so. Raises a `MetakdError` for other tables."
         check_is_fitted(self, "method_")
         views, _ = self._read(X)
         batch, ids = everybody(in_training_order(views, self.modalities_), self.shapes_)
@@ -385,7 +395,8 @@ class MetaKDClassifier(ClassifierMixin, TableEstimator):
     """Classes from tables in which anything may be missing, by MetaKD or any other registered method.
 
     After `fit`: `classes_`, `modalities_` (name -> columns), `importance_` (name -> learned weight), `history_`,
-    `temperatures_` (what logits from one, two, ... modalities are divided by, chapter 201).
+    `temperatures_` (what logits from one, two, ... modalities are divided by, chapter 201), `people_` (how many were
+    trained and validated on), `left_out_` (why -> who).
 
     >>> who = [f"P{k}" for k in range(40)]
     >>> blood = pd.DataFrame({"iron": np.arange(30.0)}, who[:30])
@@ -400,7 +411,7 @@ class MetaKDClassifier(ClassifierMixin, TableEstimator):
 
     def predict_proba(self, X) -> np.ndarray | pd.DataFrame:  # people by classes
         "The probability of each class; with rows by identifier and columns by class where X is a dictionary."
-        batch, ids = self._asked(X)
+        batch, ids = self.people(X)
         p = self._probability(batch)
         return p if ids is None else pd.DataFrame(p, ids, self.classes_)
 
@@ -420,6 +431,12 @@ class MetaKDClassifier(ClassifierMixin, TableEstimator):
             unsure = np.asarray(p).max(1) < np.interp(abstain, np.linspace(0, 1, len(self.sureness_)), self.sureness_)
             best = np.where(unsure, None, best.astype(object))
         return best if isinstance(p, np.ndarray) else pd.Series(best, p.index)
+
+    def answers(self, batch: Batch) -> pd.DataFrame:
+        "The answer for everybody in a batch from `people`, and the probability of each class C as p_C."
+        p = self._probability(batch)
+        shares = {f"p_{c}": p[:, k] for k, c in enumerate(self.classes_)}
+        return pd.DataFrame({"answer": self.classes_[p.argmax(1)], **shares})
 
     def score(self, X, y, sample_weight=None) -> float:
         "Accuracy; people of a dictionary are compared by identifier."
@@ -474,9 +491,13 @@ class MetaKDRegressor(RegressorMixin, TableEstimator):
 
     def predict(self, X) -> np.ndarray | pd.Series:
         "The number of each person, in the unit of `y`."
-        batch, ids = self._asked(X)
-        values = self.task_.value(self._logits(batch)).numpy()
+        batch, ids = self.people(X)
+        values = self.answers(batch).answer.to_numpy()
         return values if ids is None else pd.Series(values, ids)
+
+    def answers(self, batch: Batch) -> pd.DataFrame:
+        "The answer for everybody in a batch from `people`."
+        return pd.DataFrame({"answer": self.task_.value(self._logits(batch)).numpy()})
 
     def score(self, X, y, sample_weight=None) -> float:
         "R2, the share of the variance that is told; people of a dictionary are compared by identifier."
@@ -529,6 +550,8 @@ def save(
         "task": estimator._kept(),
         "recipe": asdict(estimator.recipe_),
         "importance": estimator.importance_,
+        "people": estimator.people_,
+        "left_out": estimator.left_out_,
         "versions": versions(),
     }
     try:
@@ -561,6 +584,7 @@ def restored(about: Mapping, weights: Mapping[str, torch.Tensor]) -> TableEstima
     estimator.modalities_ = {m: list(columns) for m, columns, _ in about["modalities"]}
     estimator.shapes_ = {m: list(shape) for m, _, shape in about["modalities"]}
     estimator.importance_ = dict(about["importance"])
+    estimator.people_, estimator.left_out_ = dict(about["people"]), dict(about["left_out"])
     estimator._restore(**about["task"])
     spec = find_method(methods("classification"), estimator.method)
     estimator.recipe_ = recipe_of(spec)(**about["recipe"])
