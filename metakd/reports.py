@@ -95,7 +95,7 @@ def part_calibration(part: pd.DataFrame) -> float:
     classes = class_columns(part)
     truth = torch.from_numpy(pd.Index(classes).get_indexer(part.truth.astype(str)))
     known = truth >= 0  # others are of a class that the training did not have
-    p = torch.from_numpy(part[list(classes.values())].to_numpy())[known]
+    p = torch.tensor(part[list(classes.values())].to_numpy())[known]
     return calibration_error(p, truth[known], len(classes), 10).item() if known.any() else float("nan")
 
 # %% ../nbs/212_reports.ipynb #82ed5f8c
@@ -142,7 +142,7 @@ def reliability_figure(table: pd.DataFrame) -> Figure:
     ax = figure.subplots()
     for (k, part), colour in zip(table.groupby(number), colours(map(str, sorted(set(number)))).values()):
         truth = pd.Index(classes).get_indexer(part.truth.astype(str))
-        bins = reliability(torch.from_numpy(part[list(classes.values())].to_numpy()), torch.from_numpy(truth))
+        bins = reliability(torch.tensor(part[list(classes.values())].to_numpy()), torch.from_numpy(truth))
         plot_reliability(ax, bins[bins.n >= 10], f"from {k} {'modality' if k == 1 else 'modalities'}", color=colour)
     ax.legend(frameon=False)
     return figure
