@@ -180,7 +180,6 @@ class ScanExperiment(Experiment):
         options = {
             "spacing": spacing,
             "bce": recipe.bce,
-            "batch_dice": recipe.batch_dice,
             "parents": self.layout.parents,
             **task_options,
         }

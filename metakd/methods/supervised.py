@@ -199,10 +199,6 @@ class SegmentationRecipe(CropRecipe):
     "The learning rate falls as (1 - progress)^power. Authors' code: 0.9 (the paper says cosine annealing)."
     bce: float = 1.0
     "Weight of the cross-entropy beside Dice, as a mean over regions. Authors: their sum, 3."
-    batch_dice: bool = False
-    """Dice of all crops of a step together. Alone, a crop without a region teaches Dice nothing, and most slices are
-    such crops. Authors: of each crop.
-    """
     intensities: Literal["quantile", "authors"] = "quantile"
     """How bright voxels are clipped (chapter 208): at a quantile, whatever the scan's unit, or by the authors'
     histogram, for integers. Authors: the latter.

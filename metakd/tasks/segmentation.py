@@ -95,7 +95,6 @@ class Segmentation(Task):
         hausdorff: bool = False,  # score distances too
         calibration: bool = False,  # score how sure it is, and how right that is
         bce: float = 1.0,  # weight of the cross-entropy. The authors' code sums over three regions: 3
-        batch_dice: bool = False,  # Dice of all samples of a step together, not of each
         window_batch: int | None = None,  # windows in one pass; None: as many as have `AT_ONCE` voxels, at least one
         # for each region the smallest one that it lies within (its index), or None; None: each within the next one
         parents: Sequence[int | None] | None = None,
@@ -126,7 +125,7 @@ class Segmentation(Task):
         if len(self.parents) != len(chain) or any(p is not None and p <= r for r, p in enumerate(self.parents)):
             raise MetakdError(f"parents = {self.parents}: expected a later region, or None, for each of {self.regions}")
         self.post = post
-        self.dice = DiceLoss(sigmoid=True, smooth_nr=0.0, smooth_dr=1.0, batch=batch_dice)
+        self.dice = DiceLoss(sigmoid=True, smooth_nr=0.0, smooth_dr=1.0)
 
     def loss(self, logits: Tensor, y: Tensor) -> Tensor:
         return self.dice(logits, y) + self.bce * F.binary_cross_entropy_with_logits(logits, y)
