@@ -26,7 +26,7 @@ LAYERS = (  # a module imports from its own layer and from those before it
     ("prediction",),
     ("methods",),
     ("estimators",),
-    ("reports",),
+    ("reports", "export"),
     ("lab",),
     ("cli",),
 )

@@ -4,25 +4,28 @@
 
 # %% auto #0
 __all__ = ['BRATS', 'SEQUENCES', 'REGIONS', 'SCAN_FILE', 'LIKE_SEGMENTATIONS', 'OTHER_ORGANS', 'CHANNELS', 'DECATHLON', 'PARTS',
-           'TAIL', 'NEAR', 'CENTRES', 'KEPT', 'postprocess', 'largest_piece', 'ScanLayout', 'Image', 'Case',
-           'is_series', 'stem_of', 'words', 'Found', 'what_file', 'scan_files', 'scan', 'first_of', 'files_beside',
-           'case_of', 'guessed_label', 'with_unique_names', 'scan_decathlon', 'find_cases', 'dicom_hint',
-           'with_patients', 'make_split', 'most_complete', 'make_folds', 'read_split', 'check_split', 'read_volume',
-           'Examination', 'read_case', 'faces', 'check_world', 'describe_grid', 'overlap', 'read_label', 'to_regions',
-           'from_regions', 'merged', 'outline', 'brain_mask', 'authors_ceiling', 'normalise', 'normalised',
-           'case_spacing', 'median_spacing', 'network_shape', 'to_network', 'prepare_case', 'brain_box', 'case_key',
-           'contrast_transform', 'crop_transform', 'as_batch', 'Volumes', 'summary']
+           'TAIL', 'NEAR', 'CENTRES', 'KEPT', 'OPENED', 'ONE_AT_A_TIME', 'postprocess', 'largest_piece', 'ScanLayout',
+           'Image', 'Case', 'is_series', 'stem_of', 'words', 'Found', 'what_file', 'scan_files', 'scan', 'first_of',
+           'files_beside', 'case_of', 'guessed_label', 'with_unique_names', 'scan_decathlon', 'find_cases',
+           'dicom_hint', 'with_patients', 'make_split', 'most_complete', 'make_folds', 'read_split', 'check_split',
+           'read_volume', 'Examination', 'read_case', 'faces', 'check_world', 'describe_grid', 'overlap', 'read_label',
+           'to_regions', 'from_regions', 'merged', 'outline', 'brain_mask', 'authors_ceiling', 'normalise',
+           'normalised', 'case_spacing', 'median_spacing', 'network_shape', 'to_network', 'prepare_case', 'brain_box',
+           'case_key', 'contrast_transform', 'crop_transform', 'as_batch', 'plain_tensors', 'Volumes', 'summary']
 
 # %% ../../nbs/208_scans.ipynb #5ef0690a
 import io
 import os
 import re
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -1158,6 +1161,24 @@ def as_batch(
     return Batch({m: x[i] for i, m in enumerate(sequences) if available[:, i].any()}, available, y, extra)
 
 # %% ../../nbs/208_scans.ipynb #500b7a57
+OPENED = 4096  # cases whose files stay mapped
+ONE_AT_A_TIME = Lock()  # MONAI's switch is one for all threads
+
+
+@contextmanager
+def plain_tensors():
+    "MONAI's transforms without the history that they keep of each tensor, which costs more than most of them."
+    from monai.data import get_track_meta, set_track_meta
+
+    with ONE_AT_A_TIME:
+        before = get_track_meta()
+        set_track_meta(False)
+        try:
+            yield
+        finally:
+            set_track_meta(before)
+
+
 class Volumes:
     "Segmented cases on disk as a source of batches (chapter 101): crops for training, whole brains for evaluation."
 
@@ -1187,6 +1208,7 @@ class Volumes:
             -1, len(self.layout.sequences)
         )
         self.known: dict[str, dict] = {}  # name -> what `survey` found
+        self.opened: OrderedDict[int, dict] = OrderedDict()  # number of a case -> mapped from the cache
 
     @property
     def size(self) -> int:
@@ -1211,16 +1233,24 @@ class Volumes:
         "`prepare_case` of a case, from the cache where it is there and whole."
         if self.cache is None:
             return prepare_case(self.cases[i], *self.rules)
+        if i not in self.opened:
+            self.opened[i] = self.from_cache(i)
+            if len(self.opened) > OPENED:
+                self.opened.popitem(last=False)
+        return self.opened[i]
+
+    def from_cache(self, i: int) -> dict:
+        "Mapped, so that a crop reads the pages that it needs; made first where it is not there, or torn."
         path = self.cache / f"{case_key(self.cases[i], *self.rules)}.pt"
         try:
-            return torch.load(path, weights_only=True, mmap=True)  # a crop reads the pages that it needs
+            return torch.load(path, weights_only=True, mmap=True)
         except Exception:
             pass  # not there, or torn: it is made again
         made, buffer = prepare_case(self.cases[i], *self.rules), io.BytesIO()
         torch.save(made, buffer)
         atomic_write(path, buffer.getvalue())
         atomic_write(path.with_suffix(".json"), json_bytes(summary(made)))
-        return made
+        return torch.load(path, weights_only=True, mmap=True)
 
     def summary(self, i: int) -> dict:
         "What must be known of a case before it is used, without loading its volumes where that can be."
@@ -1274,9 +1304,10 @@ class Volumes:
 
     def draw(self, index: Tensor, seed: int) -> Batch:
         samples, random = [], crop_transform(self.window, len(self.layout.regions), **self.augment)
-        for i in index.tolist():
-            random.set_random_state(np.random.default_rng([seed, i]).integers(2**32))
-            samples += random(self.prepared(i))
+        with plain_tensors():
+            for i in index.tolist():
+                random.set_random_state(np.random.default_rng([seed, i]).integers(2**32))
+                samples += random(self.prepared(i))
         return as_batch(samples, self.layout.sequences)
 
     def whole(self) -> Iterator[Batch]:

@@ -27,7 +27,7 @@ from ..tasks.base import joined
 
 # %% ../../nbs/509_cross_validation.ipynb #1be0f944
 LGG_RECIPE = joined(SegmentationRecipe, BratsMetaKD)(
-    window=(64, 64, 1), batch_size=16, epochs=120, scale=0.2, rotate=0.35, contrast=0.3
+    window=(64, 64, 1), batch_size=16, epochs=80, scale=0.2, rotate=0.35, contrast=0.3
 )
 LGG_SPACING = (2.0, 2.0, 1.0)  # a slice of 128 x 128 pixels is seen as 64 x 64
 FOLDS, HOSPITALS = "lgg", "lgg_hospitals"  # names of the two studies' tables: NAME.csv, NAME_cases.csv, NAME_curves.csv

@@ -86,6 +86,8 @@ class Encoders(nn.Module):
     torch.Size([2, 2, 4])
     """
 
+    dense = False  # encode what is missing too, and throw it away: for exports, whose steps must not depend on the data
+
     def __init__(self, encoders: Mapping[str, nn.Module]):  # modality -> encoder, in the order of the modalities
         super().__init__()
         self.modalities = tuple(encoders)
@@ -109,6 +111,8 @@ class Encoders(nn.Module):
         x: Mapping[str, Tensor],  # modality -> [B, ...]
         available: Tensor,  # [B, M] bool
     ) -> list[Tensor]:  # levels, each [B, M, C, ...], zero where missing
+        if self.dense:
+            return self.encode_all(x, available)
         b, m = available.shape
         present = available.cpu()  # the only wait for the device in a step
         device = available.device
@@ -146,6 +150,14 @@ class Encoders(nn.Module):
         return [
             level[0].new_zeros(b, m, *level[0].shape[1:]).index_put(places, torch.cat(level)) for level in zip(*parts)
         ]
+
+    def encode_all(self, x: Mapping[str, Tensor], available: Tensor) -> list[Tensor]:
+        "The same numbers by the same steps, whatever is missing."
+        whose = {i: network for network, group in zip(self.networks, self.groups) for i in group}
+        every = [whose[i](x[m]) for i, m in enumerate(self.modalities)]
+        levels = zip(*([e] if isinstance(e, Tensor) else e for e in every))
+        stacked = [torch.stack(level, 1) for level in levels]
+        return [f.where(available.view(*available.shape, *[1] * (f.ndim - 2)), f.new_zeros(())) for f in stacked]
 
 # %% ../../nbs/102_networks.ipynb #3d51aa02
 class Standardise(nn.Module):
