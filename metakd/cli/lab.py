@@ -125,8 +125,8 @@ def lgg_command(
         seeds: Each deals the folds anew and starts from other weights.
         jobs: Runs at a time.
         backend: joblib's.
-        spacing: Of the voxels that the network sees, in pixels of a slice, and in slices; 6 6 1 makes of the whole
-            download, 256 x 256 pixels, what 3 3 1 makes of 128 x 128.
+        spacing: Of the voxels that the network sees, in pixels of a slice, and in slices; 4 4 1 makes of the whole
+            download, 256 x 256 pixels, what 2 2 1 makes of 128 x 128.
         recipe: Every hyper-parameter that the methods share, and MetaKD's own; its seed is not used.
     """
     if jobs < 1:
