@@ -15,6 +15,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from metakd import MetaKDClassifier, MetakdError, MetaKDRegressor
 from metakd.data.tables import align
 from metakd.estimators import hold_out, load, save
+from metakd.methods.registry import methods
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 COPIES = {
@@ -198,3 +199,31 @@ def test_weights_and_groups_go_with_their_rows():
     assert model.predict(numbered).shape == (96,)
     with pytest.raises(MetakdError, match="sample_weight has shape"):
         model.fit(numbered, y[frame.index], sample_weight=[1, 2])
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", [n for n, spec in methods("classification").items() if spec.inputs == "any"])
+def test_any_method_on_tables_comes_back_from_its_folder(name, tmp_path):
+    tables, y = people(120)
+    model = MetaKDClassifier(name, epochs=1).fit(tables, y)
+    alone = {"memory": tables["memory"].head(4)}
+    p = model.predict_proba(alone)
+    assert np.isfinite(p).all(axis=None) and np.allclose(p.sum(axis=1), 1)
+    if model.method_.state_dict():
+        assert np.allclose(load(save(model, tmp_path / "kept")).predict_proba(alone), p, atol=1e-9)
+
+
+def test_doubt_is_learned_from_people_who_validate(fitted):
+    model, tables, y = fitted
+    rng = np.random.default_rng(0)
+    noise = pd.Series(
+        np.where(rng.random(len(y)) < 0.3, "ill", y), y.index
+    )  # three tenths of the sick labels are wrong
+    doubtful = MetaKDClassifier(epochs=60, patience=None).fit(tables, noise)
+    assert len(doubtful.temperatures_) == 2 and max(doubtful.temperatures_) > 1
+    raw = MetaKDClassifier(epochs=60, patience=None, calibrate=False).fit(tables, noise)
+    assert raw.temperatures_ == [1.0, 1.0] and raw.predict(tables).equals(doubtful.predict(tables))
+    answers = doubtful.predict(tables, abstain=0.25)
+    assert 0.1 < answers.isna().mean() < 0.5
+    truth = y[answers.index]
+    assert (answers == truth)[answers.notna()].mean() >= (doubtful.predict(tables) == truth).mean()

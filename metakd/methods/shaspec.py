@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WIDTHS', 'Alike', 'SharedSpecific', 'ResidualFusion', 'alignment', 'modality_loss', 'ShaSpecRecipe', 'ShaSpec',
-           'build_shaspec', 'build_segmenter']
+           'shared_and_specific', 'build_shaspec', 'build_segmenter']
 
 # %% ../../nbs/405_shaspec.ipynb #cea6213d
 from collections.abc import Mapping, Sequence
@@ -30,6 +30,8 @@ from metakd.nn.networks import (
     ResidualEncoder,
     StandardConv3d,
     UNetDecoder,
+    encoder_for,
+    last_layer,
     quick_volumes,
 )
 from ..tasks.base import Recipe, Task
@@ -151,24 +153,31 @@ class ShaSpec(Supervised):
         }
 
 # %% ../../nbs/405_shaspec.ipynb #4bab4db7
-@register("ShaSpec", task="classification", recipe=ShaSpecRecipe, inputs="pictures")
-def build_shaspec(shapes: Mapping[str, Sequence[int]], task: Task, recipe) -> ShaSpec:
-    "For Table 2."
-    c, alike = recipe.feature_size, Alike(shapes)
-    shared = Encoders(dict.fromkeys(shapes, LeNet(alike.shape, c, recipe.normalise)))
-    specific = Encoders({m: LeNet(s, c, recipe.normalise) for m, s in shapes.items()})
-    head = ConcatHead(len(shapes), c, task.outputs, recipe.hidden, recipe.dropout)
-    return ShaSpec(
-        MultimodalModel(
-            SharedSpecific(shared, specific, alike),
-            head,
-            ResidualFusion(nn.Linear(2 * c, c), recipe.missing),
-            shapes=dict(shapes),
-        ),
-        c,
-        task,
-        recipe,
+def shared_and_specific(shapes: Mapping[str, Sequence[int]], recipe) -> SharedSpecific:
+    """Of pictures, one encoder for the middle that all have. What is unlike has first encoders of its own, which bring
+    it to one width, and shares what comes after them.
+    """
+    c = recipe.feature_size
+    if all(len(shape) == 3 for shape in shapes.values()):
+        alike = Alike(shapes)
+        shared = Encoders(dict.fromkeys(shapes, LeNet(alike.shape, c, recipe.normalise)))
+        return SharedSpecific(shared, Encoders({m: LeNet(s, c, recipe.normalise) for m, s in shapes.items()}), alike)
+    common = nn.Sequential(nn.Linear(c, c), nn.GELU(), nn.Linear(c, c), last_layer(c, recipe.normalise))
+    firsts = {m: encoder_for(s, c, recipe.normalise, recipe.scale) for m, s in shapes.items()}
+    shared = Encoders({m: nn.Sequential(first, common) for m, first in firsts.items()})
+    return SharedSpecific(
+        shared, Encoders({m: encoder_for(s, c, recipe.normalise, recipe.scale) for m, s in shapes.items()})
     )
+
+
+@register("ShaSpec", task="classification", recipe=ShaSpecRecipe)
+def build_shaspec(shapes: Mapping[str, Sequence[int]], task: Task, recipe) -> ShaSpec:
+    "For Table 2, and for unlike modalities."
+    c = recipe.feature_size
+    encoders = shared_and_specific(shapes, recipe)
+    head = ConcatHead(len(shapes), c, task.outputs, recipe.hidden, recipe.dropout)
+    fusion = ResidualFusion(nn.Linear(2 * c, c), recipe.missing)
+    return ShaSpec(MultimodalModel(encoders, head, fusion, shapes=dict(shapes)), c, task, recipe)
 
 # %% ../../nbs/405_shaspec.ipynb #8d21c7e5
 WIDTHS = (8, 12, 16, 24)  # of each encoder of `compact`

@@ -6,6 +6,7 @@
 __all__ = ['build_zero', 'MeanInput', 'build_mean_input', 'Boosted', 'build_boosted']
 
 # %% ../../nbs/411_simple.ipynb #f2a1aad2
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -71,9 +72,11 @@ class Boosted(Method):
         self.trees = HistGradientBoostingClassifier(**options)
 
     def table(self, x: dict[str, Tensor], available: Tensor) -> np.ndarray:  # [B, all columns], NaN where missing
-        return torch.cat(
-            [torch.where(available[:, [k]], x[m].flatten(1), torch.nan) for k, m in enumerate(self.modalities)], 1
-        ).numpy()
+        columns = []
+        for k, (m, shape) in enumerate(self.shapes.items()):
+            values = x[m].flatten(1) if m in x else torch.zeros(len(available), math.prod(shape))  # nobody has it
+            columns.append(torch.where(available[:, [k]], values, torch.nan))
+        return torch.cat(columns, 1).numpy()
 
     def setup(self, data: Source) -> None:
         batches = list(data.whole())
