@@ -27,6 +27,7 @@ LAYERS = (  # a module imports from its own layer and from those before it
     ("methods",),
     ("estimators",),
     ("reports", "export"),
+    ("hub",),
     ("lab",),
     ("cli",),
 )
