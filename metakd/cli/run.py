@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['EXPERIMENTS', 'Digits', 'Scans', 'People', 'TRAININGS', 'train_run', 'TrainingCommand', 'train_command',
            'named_method', 'training_commands', 'open_run', 'chosen_device', 'evaluate_run', 'check_test',
-           'predict_command', 'predicting', 'data', 'glioma', 'scans_commands', 'describe_scans', 'show_scans',
-           'clinic', 'cache']
+           'named_files', 'say_answers', 'predict_command', 'predicting', 'data', 'glioma', 'scans_commands',
+           'describe_scans', 'show_scans', 'clinic', 'cache']
 
 # %% ../../nbs/602_commands.ipynb #4d99771e
 import argparse
@@ -27,7 +27,7 @@ from ..data.audiovision import FRONT_ENDS, load
 from ..data.glioma import BRATS_SHAPE, write_cohort
 from ..data.layouts import cases_by_sequence, describe_folder, layout_of
 from ..data.memory_clinic import write_clinic
-from ..data.scans import find_cases, merged
+from ..data.scans import Case, ScanLayout, find_cases, merged
 from ..evaluation import evaluate
 from ..files import MetakdError, atomic_write, cache_dir, differences, json_bytes, read_json, write_table
 from ..lab.experiment import Experiment
@@ -223,6 +223,37 @@ def check_test(run: Path, now: dict, about: dict) -> None:
         )
 
 # %% ../../nbs/602_commands.ipynb #4be6d499
+def named_files(
+    words: Sequence[str],  # NAME=FILE
+    layout: ScanLayout,
+) -> dict[str, str]:  # sequence -> file
+    "What `--sequence` says. Raises a `MetakdError` for something else, or a sequence that is named twice."
+    if wrong := [word for word in words if "=" not in word]:
+        raise MetakdError(f"--sequence {wrong[0]}: expected NAME=FILE, such as {layout.sequences[0]}=scan.nii")
+    pairs = [word.split("=", 1) for word in words]
+    if twice := [m for m, n in Counter(m for m, _ in pairs).items() if n > 1]:
+        raise MetakdError(f"--sequence {twice[0]}: named twice")
+    return dict(pairs)
+
+
+def say_answers(rows: Sequence[dict], cases: Sequence[Case], skipped: int, layout: ScanLayout, out: Path) -> None:
+    "What was segmented, from what, and how large each region is."
+    unused = {c.name: c.unused for c in cases}
+    for r in rows:
+        print(
+            f"{r['name']}: from {r['sequences']}; "
+            + ", ".join(f"{k.removesuffix('_ml')} {v:.2f} ml" for k, v in r.items() if k.endswith("_ml"))
+            + (f"; not used: {', '.join(p.name for p in unused[r['name']])}" if unused[r["name"]] else "")
+        )
+    for convention in sorted({r["labels"] for r in rows}):
+        print(merged(convention, layout))
+    print(
+        f"{out}: {len(rows)} patients segmented"
+        + (f", {skipped} were there already" if skipped else "")
+        + f"; volumes in {out / VOLUMES}"
+    )
+
+
 def predict_command(
     run: tyro.conf.Positional[Path],
     inputs: tyro.conf.Positional[tuple[Path, ...]] = (),
@@ -272,15 +303,7 @@ def predict_command(
     known = ("auto", *experiment.layout.labels)
     if labels not in known:
         raise MetakdError(f"--labels {labels}: choose from {', '.join(known)}")
-    if wrong := [word for word in sequence if "=" not in word]:
-        raise MetakdError(
-            f"--sequence {wrong[0]}: expected NAME=FILE, such as {experiment.layout.sequences[0]}=scan.nii"
-        )
-    pairs = [word.split("=", 1) for word in sequence]
-    if twice := [m for m, n in Counter(m for m, _ in pairs).items() if n > 1]:
-        raise MetakdError(f"--sequence {twice[0]}: named twice")
-    named = dict(pairs)
-    cases, problems = patients_in(inputs, named, name, experiment.layout)
+    cases, problems = patients_in(inputs, named_files(sequence, experiment.layout), name, experiment.layout)
     method, task = experiment.build(recipe, window_batch=window_batch, device="cpu", progress=sys.stderr.isatty())
     load_weights(run, method).to(where)
     rows, failed = predict(
@@ -301,21 +324,7 @@ def predict_command(
         overwrite=overwrite,
         skip_existing=skip_existing,
     )
-    unused = {c.name: c.unused for c in cases}
-    for r in rows:
-        print(
-            f"{r['name']}: from {r['sequences']}; "
-            + ", ".join(f"{k.removesuffix('_ml')} {v:.2f} ml" for k, v in r.items() if k.endswith("_ml"))
-            + (f"; not used: {', '.join(p.name for p in unused[r['name']])}" if unused[r["name"]] else "")
-        )
-    for convention in sorted({r["labels"] for r in rows}):
-        print(merged(convention, experiment.layout))
-    skipped = len(cases) - len(rows) - len(failed)
-    print(
-        f"{out}: {len(rows)} patients segmented"
-        + (f", {skipped} were there already" if skipped else "")
-        + f"; volumes in {out / VOLUMES}"
-    )
+    say_answers(rows, cases, len(cases) - len(rows) - len(failed), experiment.layout, out)
     if problems := problems + failed:
         for p in problems:
             print(f"metakd: {p}", file=sys.stderr)
