@@ -162,7 +162,7 @@ def temperature(
 ) -> float:  # between 1 / 20 and 20
     "What logits are to be divided by, so that cross-entropy is least."
     logits, classes = probability.double().clamp(min=1e-12).log(), probability.shape[1]
-    uncertain = classes / (len(y) + classes)
+    uncertain = classes / (classes - 1) / (len(y) + 2)  # the right class of N answers is worth (N + 1) / (N + 2)
 
     def loss(power: float) -> float:
         return F.cross_entropy(

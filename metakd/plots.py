@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BLACK', 'ORANGE', 'SKY', 'GREEN', 'BLUE', 'RED', 'PURPLE', 'PALETTE', 'COLOURS', 'TALK', 'colours', 'band',
-           'plot_curves', 'plot_weights', 'plot_dots', 'plot_region_gains', 'plot_groups', 'plot_gains',
+           'plot_curves', 'plot_weights', 'plot_dots', 'plot_region_gains', 'plot_groups', 'plot_gains', 'plot_missing',
            'plot_reliability']
 
 # %% ../nbs/202_plots.ipynb #03c00004
@@ -227,6 +227,26 @@ def plot_gains(
     ax.plot(range(len(gain)), gain, "o", color=colours([method])[method])
     ax.set(ylabel=f"gain in {metric.replace('_', ' ')} (points)", xticks=range(len(gain)))
     ax.set_xticklabels([n.replace("+", " + ") for n in gain.index], rotation=90, fontsize=7)
+
+# %% ../nbs/202_plots.ipynb #b67552a5
+def plot_missing(
+    ax,
+    available,  # [N, M] bool, an array or a tensor
+    modalities: Sequence[str],
+    most: int = 12,  # patterns that are drawn
+) -> None:
+    "Patterns of what is there, and how many samples have each."
+    patterns = pd.DataFrame(available, columns=list(modalities)).astype(bool).value_counts()
+    shown = patterns.head(most)
+    for row, (pattern, n) in enumerate(shown.items()):
+        for k, (there, colour) in enumerate(zip(pattern, colours(modalities).values())):
+            ax.scatter(k, -row, s=90, marker="s", color=colour if there else "0.9", lw=0)
+        ax.text(len(modalities) - 0.4, -row, f"{n}", va="center", fontsize=8)
+    rest = len(patterns) - len(shown)
+    ax.set(xticks=range(len(modalities)), yticks=[], xlim=(-0.6, len(modalities) + 0.6))
+    ax.set(ylim=(0.6 - len(shown), 0.6), xlabel=f"and {rest} rarer patterns" if rest else "")
+    ax.set_xticklabels(modalities)
+    ax.spines[:].set_visible(False)
 
 # %% ../nbs/202_plots.ipynb #03c0001a
 def plot_reliability(

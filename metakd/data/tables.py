@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PARTS', 'VISITS', 'plain', 'View', 'identifiers', 'as_view', 'column_problem', 'mixed_numbers', 'numbers', 'decoded',
            'separator', 'read_view', 'check_rows', 'Samples', 'first', 'check_indexes', 'align', 'patient_of',
-           'people_of', 'stratified_split', 'check_split', 'read_split', 'hide']
+           'people_of', 'stratified_split', 'check_split', 'read_split', 'standing', 'tendency', 'hide', 'missing_by']
 
 # %% ../../nbs/204_tables.ipynb #7a1e0c05
 import csv
@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -512,18 +512,99 @@ def read_split(path: str | Path) -> dict[str, list[str]]:
     return {{"training": "train", "testing": "test"}.get(k, k): [str(i) for i in ids] for k, ids in lists.items()}
 
 # %% ../../nbs/204_tables.ipynb #7a1e0c21
+def standing(
+    values: np.ndarray,  # [n, ...]
+) -> np.ndarray:  # [n], above 0 and below 1
+    "Where everybody stands, by the mean of the standardised entries: a rank as a share."
+    flat = values.reshape(len(values), -1).astype(float)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of entries that nobody has
+        spread = np.nanstd(flat, 0)
+        level = np.nanmean((flat - np.nanmean(flat, 0)) / np.where(spread > 0, spread, 1), 1)
+    return (np.nan_to_num(level).argsort().argsort() + 0.5) / max(len(level), 1)
+
+
+def tendency(
+    samples: Samples,
+    shares: np.ndarray,  # [M]
+    how: str,
+    given: str | None,
+) -> np.ndarray:  # [N, M], how probable it is that each entry is hidden; each column's mean is its share
+    "Higher for whoever stands higher, where the mechanism says so."
+    chance = np.broadcast_to(shares, samples.batch.available.shape).copy()
+    for k, m in enumerate(samples.modalities):
+        source = given if how == "observed" else m
+        there = samples.batch.available[:, samples.modalities.index(source)].numpy()
+        high = np.full(len(there), 0.5)
+        high[there] = standing(samples.batch.x[source].numpy()[there])
+        chance[:, k] = 0.0 if m == given else high ** (1 / max(shares[k], 1e-9) - 1)
+    return chance
+
+
 def hide(
     samples: Samples,
-    share: float,  # of all (person, modality) entries, 0..1
+    share: float | Mapping[str, float],  # of the people who lose a modality, 0..1, for all or for each of some
     seed: int = 0,
+    how: Literal["random", "observed", "own", "exclusive", "site"] = "random",
+    given: str | None = None,  # for `observed`: the modality that decides, and stays
+    sites: Mapping | pd.Series | None = None,  # for `site`: identifier -> site
 ) -> Samples:  # the same people
-    """Call present modalities absent at random, each by itself; everybody keeps at least one. Raises a `MetakdError`
-    for a share outside 0..1.
+    """Call present modalities absent; everybody keeps at least one. Raises a `MetakdError` for a share outside 0..1,
+    an unknown mechanism or modality, and somebody without a site.
     """
-    if not 0 <= share <= 1:
-        raise MetakdError(f"share = {share} is not in 0..1: it is the part of all entries to leave out")
-    there = samples.batch.available.numpy()
-    luck = np.where(there, np.random.default_rng(seed).random(there.shape), -1)
-    keep = there & (luck >= share)
-    keep[np.arange(len(keep)), luck.argmax(1)] = True
+    names = samples.modalities
+    shares = dict.fromkeys(names, share) if not isinstance(share, Mapping) else dict.fromkeys(names, 0.0) | dict(share)
+    if odd := [s for s in shares.values() if not 0 <= s <= 1]:
+        raise MetakdError(f"share = {odd[0]} is not in 0..1: it is the part of all entries to leave out")
+    if odd := [m for m in (*shares, *([given] if given else [])) if m not in names]:
+        raise MetakdError(f"unknown modality '{odd[0]}'; there are {', '.join(names)}")
+    known = ("random", "observed", "own", "exclusive", "site")
+    if how not in known or (how == "observed") != (given is not None) or (how == "site") != (sites is not None):
+        raise MetakdError(
+            f"how = {how!r}: choose from {', '.join(known)}; observed needs `given`, and site needs `sites`"
+        )
+    there, rng = samples.batch.available.numpy(), np.random.default_rng(seed)
+    chance = np.array([shares[m] for m in names])
+    if how == "site":
+        place = pd.factorize(people_of(samples.ids, sites))[0]
+        luck = rng.random((place.max() + 1, len(names)))[place]
+    else:
+        luck = rng.random(there.shape)
+    luck = np.where(there, luck, -1)
+    if how in ("observed", "own"):
+        chance = tendency(samples, chance, how, given)
+    keep = there & (luck >= chance)
+    if how == "exclusive":
+        keep = there & (rng.random((len(there), 1)) >= chance.max())
+    keep[np.arange(len(keep)), luck.argmax(1)] |= ~keep.any(1)
     return replace(samples, batch=samples.batch._replace(available=torch.from_numpy(keep)))
+
+# %% ../../nbs/204_tables.ipynb #fbb6bca4
+def missing_by(
+    samples: Samples,
+    groups: Mapping | pd.Series | None = None,  # identifier -> site, or whatever else; None: the labels
+) -> pd.DataFrame:  # one row per modality: the share that is missing, the lowest and highest of a group, p
+    """Does who lacks a modality go with the group? p is that of a chi-squared test, times the number of modalities
+    (Bonferroni); 1 where everybody has it, or nobody. Numbers as labels are cut at their quartiles.
+    """
+    from scipy.stats import chi2_contingency
+
+    y = samples.batch.y.numpy()
+    if groups is None and not samples.classes:
+        y = np.searchsorted(np.quantile(y, (0.25, 0.5, 0.75)), y)
+    who = pd.Series(y if groups is None else people_of(samples.ids, groups))
+    rows = []
+    for m, there in zip(samples.modalities, samples.batch.available.T.numpy()):
+        table = pd.crosstab(who.to_numpy(), there)
+        p = chi2_contingency(table).pvalue if min(table.shape) > 1 else 1.0
+        each = pd.Series(~there).groupby(who.to_numpy()).mean()
+        rows.append(
+            {
+                "modality": m,
+                "missing": (~there).mean(),
+                "lowest": each.min(),
+                "highest": each.max(),
+                "p": min(1.0, p * len(samples.modalities)),
+            }
+        )
+    return pd.DataFrame(rows)
