@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['Tables', 'ONE', 'KEPT', 'TRUSTED', 'ESTIMATORS', 'TableRecipe', 'TableMetaKD', 'recipe_of', 'usual_epochs',
-           'usual_batch', 'grouped', 'in_training_order', 'everybody', 'filled_rows', 'fit_transformers', 'transformed',
-           'hold_out', 'weighted', 'left_out', 'by_identifier', 'TableEstimator', 'MetaKDClassifier', 'MetaKDRegressor',
-           'compared', 'save', 'load', 'kept_transformer', 'restored']
+           'usual_batch', 'grouped', 'in_training_order', 'in_double', 'everybody', 'filled_rows', 'fit_transformers',
+           'transformed', 'hold_out', 'weighted', 'left_out', 'by_identifier', 'TableEstimator', 'MetaKDClassifier',
+           'MetaKDRegressor', 'MetaKDMultiLabel', 'MetaKDSurvival', 'compared', 'save', 'load', 'kept_transformer',
+           'restored']
 
 # %% ../nbs/211_estimators.ipynb #8c62c009
 import warnings
@@ -24,7 +25,7 @@ import torch
 from safetensors import SafetensorError
 from scipy.sparse import issparse
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin, clone
-from sklearn.metrics import accuracy_score, r2_score
+from sklearn.metrics import accuracy_score, r2_score, roc_auc_score
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -38,7 +39,9 @@ from .methods.registry import MethodSpec, find_method, methods
 from .methods.supervised import ClassifierRecipe
 from .tasks.base import Task, joined
 from .tasks.classification import Classification
+from .tasks.multilabel import MultiLabel
 from .tasks.regression import Regression
+from .tasks.survival import Survival, concordance
 from .training import train, versions
 
 # %% ../nbs/211_estimators.ipynb #8ed4ae12
@@ -128,6 +131,11 @@ def in_training_order(
         if view is not None and len(view.ids if isinstance(view, View) else view):
             found[m] = view
     return found
+
+
+def in_double(batch: Batch) -> Batch:
+    "The same people in double precision."
+    return batch._replace(x={m: v.double() for m, v in batch.x.items()})
 
 
 def everybody(
@@ -363,8 +371,7 @@ class TableEstimator(BaseEstimator):
         weights = self.history_.filter(regex="^w_").dropna()
         self.importance_ = {c[2:]: float(w.iloc[-1]) for c, w in weights.items() if len(w)}
         self.n_iter_ = len(self.history_)
-        double = validation._replace(x={m: v.double() for m, v in validation.x.items()})
-        self._finished()._learn_to_doubt(double, unseen=validation is not training)
+        self._finished()._learn_to_doubt(in_double(training), in_double(validation), validation is not training)
         return self
 
     def _recipe(self, spec: MethodSpec, training: Batch, validation: Batch, seed: int) -> TableRecipe:
@@ -417,15 +424,18 @@ class TableEstimator(BaseEstimator):
         options = {"ensure_all_finite": "allow-nan", "dtype": "numeric", "reset": y is not None}
         if y is None:
             values, labels = validate_data(self, X, **options), None
+        elif self.kind is MultiLabel:  # which scikit-learn's check of labels does not know as collections
+            values = validate_data(self, X, ensure_min_samples=2, **options)
+            labels = by_identifier(y, X.index if isinstance(X, pd.DataFrame) else range(len(values)), "y").to_numpy()
         else:
-            numeric = self.kind is Regression
+            numeric = self.kind is not Classification
             values, labels = validate_data(self, X, y, ensure_min_samples=2, y_numeric=numeric, **options)
             if isinstance(X, pd.DataFrame):
                 by_identifier(y, X.index, "y")  # a Series in another order than the table is refused
         names = list(getattr(self, "feature_names_in_", [f"x{k}" for k in range(values.shape[1])]))
         return {ONE: pd.DataFrame(values, pd.RangeIndex(len(values), name="row"), names)}, labels
 
-    def _learn_to_doubt(self, validation: Batch, unseen: bool) -> None:
+    def _learn_to_doubt(self, training: Batch, validation: Batch, unseen: bool) -> None:
         "How sure answers may be, from people who were not trained on; numbers are not said with a certainty."
 
     def people(self, X) -> tuple[Batch, pd.Index | None]:
@@ -517,7 +527,7 @@ class MetaKDClassifier(ClassifierMixin, TableEstimator):
         logits = self._logits(batch)
         return (logits / logits.new_tensor(self.temperatures_)[batch.available.sum(1) - 1, None]).softmax(1).numpy()
 
-    def _learn_to_doubt(self, validation: Batch, unseen: bool) -> None:
+    def _learn_to_doubt(self, training: Batch, validation: Batch, unseen: bool) -> None:
         m = len(self.modalities_)
         self.temperatures_ = [1.0] * m
         if self.calibrate and unseen:
@@ -571,6 +581,104 @@ class MetaKDRegressor(RegressorMixin, TableEstimator):
         self.task_.mean, self.task_.spread = float(mean), float(spread)
 
 
+class MetaKDMultiLabel(TableEstimator):
+    """Which of several labels somebody has, none, one or many, from tables in which anything may be missing; labels are
+    a collection for each person, such as ("gout", "flu"). See `MetaKDClassifier`.
+    """
+
+    kind = MultiLabel
+
+    def predict_proba(self, X) -> np.ndarray | pd.DataFrame:  # people by labels
+        "The probability of each label."
+        batch, ids = self.people(X)
+        p = self._logits(batch).sigmoid().numpy()
+        return p if ids is None else pd.DataFrame(p, ids, self.classes_)
+
+    def predict(self, X) -> np.ndarray | pd.Series:
+        "The labels of each person that are more probable than not, as a tuple."
+        p = self.predict_proba(X)
+        said = [tuple(self.classes_[row > 0.5].tolist()) for row in np.asarray(p)]
+        answer = pd.Series(said, getattr(p, "index", None), dtype=object)
+        return answer.to_numpy() if isinstance(p, np.ndarray) else answer
+
+    def answers(self, batch: Batch) -> pd.DataFrame:
+        "The probability of each label L for everybody in a batch from `people`, as p_L."
+        return pd.DataFrame(self._logits(batch).sigmoid().numpy(), columns=[f"p_{c}" for c in self.classes_])
+
+    def score(self, X, y, sample_weight=None) -> float:
+        "The area under the ROC curve, a mean over labels; people of a dictionary are compared by identifier."
+        labels, p, weights = compared(self.predict_proba(X), y, sample_weight)
+        truth = np.array([[c in v for c in self.classes_] for v in labels])
+        each = [
+            roc_auc_score(t, q, sample_weight=weights) for t, q in zip(truth.T, np.asarray(p).T) if len(set(t)) == 2
+        ]
+        return float(np.mean(each)) if each else float("nan")
+
+    def _task(self, samples: Samples, training: Batch) -> Task:
+        self.classes_ = np.asarray(samples.classes)
+        return MultiLabel(len(samples.classes))
+
+    def _kept(self) -> dict:
+        return {"classes": self.classes_.tolist()}
+
+    def _restore(self, classes: Sequence) -> None:
+        self.classes_, self.task_ = np.asarray(classes), MultiLabel(len(classes))
+
+
+class MetaKDSurvival(TableEstimator):
+    """Who comes first to an event, from tables in which anything may be missing; labels are times, negative where
+    watching ended without the event (chapter 113). See `MetaKDClassifier`.
+    """
+
+    kind = Survival
+
+    def predict(self, X) -> np.ndarray | pd.Series:
+        "The risk of each person: the logarithm of the hazard, relative to others."
+        batch, ids = self.people(X)
+        risk = self._logits(batch)[:, 0].numpy()
+        return risk if ids is None else pd.Series(risk, ids)
+
+    def predict_survival(
+        self,
+        X,
+        times: Sequence[float],
+    ) -> np.ndarray | pd.DataFrame:  # people by times
+        "How probable it is that the event has not come by each time, with Breslow's baseline of the people fitted on."
+        risk = self.predict(X)
+        reached = np.searchsorted(self.event_times_, times, side="right")
+        hazard = np.concatenate([[0.0], self.hazard_])[reached]
+        alive = np.exp(-np.exp(np.asarray(risk))[:, None] * hazard)
+        return alive if isinstance(risk, np.ndarray) else pd.DataFrame(alive, risk.index, list(times))
+
+    def answers(self, batch: Batch) -> pd.DataFrame:
+        "The risk of everybody in a batch from `people`."
+        return pd.DataFrame({"answer": self._logits(batch)[:, 0].numpy()})
+
+    def score(self, X, y, sample_weight=None) -> float:
+        "Harrell's concordance; people of a dictionary are compared by identifier. Weights are not used."
+        times, risk, _ = compared(self.predict(X), y, None)
+        return concordance(torch.tensor(np.asarray(risk)), torch.tensor(np.asarray(times, float)))
+
+    def _task(self, samples: Samples, training: Batch) -> Task:
+        return Survival()
+
+    def _learn_to_doubt(self, training: Batch, validation: Batch, unseen: bool) -> None:
+        every = [training, validation] if unseen else [training]
+        y = torch.cat([b.y for b in every]).double().numpy()
+        weight = np.exp(torch.cat([self._logits(b)[:, 0] for b in every]).numpy())
+        self.event_times_ = np.unique(y[y > 0])
+        died = np.array([(y == t).sum() for t in self.event_times_])
+        watched = np.array([weight[abs(y) >= t].sum() for t in self.event_times_])
+        self.hazard_ = np.cumsum(died / watched)
+
+    def _kept(self) -> dict:
+        return {"event_times": self.event_times_.tolist(), "hazard": self.hazard_.tolist()}
+
+    def _restore(self, event_times: Sequence[float], hazard: Sequence[float]) -> None:
+        self.event_times_, self.hazard_ = np.asarray(event_times), np.asarray(hazard)
+        self.task_ = Survival()
+
+
 def compared(
     answer: np.ndarray | pd.Series,
     y: Sequence | pd.Series,
@@ -587,7 +695,7 @@ def compared(
 # %% ../nbs/211_estimators.ipynb #b0fb1b36
 KEPT = 2  # the format of what `save` writes
 TRUSTED = ["numpy.dtype"]  # beside what skops knows to be data
-ESTIMATORS = {e.__name__: e for e in (MetaKDClassifier, MetaKDRegressor)}
+ESTIMATORS = {e.__name__: e for e in (MetaKDClassifier, MetaKDRegressor, MetaKDMultiLabel, MetaKDSurvival)}
 
 
 def save(

@@ -15,7 +15,7 @@ import torch
 from matplotlib.figure import Figure
 
 from .batch import all_subsets, subset_name
-from .estimators import TableEstimator, Tables
+from .estimators import MetaKDClassifier, MetaKDRegressor, TableEstimator, Tables
 from .evaluation import reliability
 from .files import MetakdError, atomic_write, make_folder
 from .plots import colours, plot_reliability
@@ -40,6 +40,8 @@ def answers(
     """The columns id, subset, natural (is the subset all that is known?), truth, answer, and for classes the
     probability of each as p_CLASS. Raises a `MetakdError` for people without a label.
     """
+    if not isinstance(estimator, (MetaKDClassifier, MetaKDRegressor)):
+        raise MetakdError(f"a {type(estimator).__name__}: reports are for classes and numbers")
     batch, ids = estimator.people(X)
     if ids is None or not isinstance(y, pd.Series) or not ids.isin(y.index).all():
         raise MetakdError("expected a table for each modality, and a pandas.Series with a label for everybody in them")

@@ -293,12 +293,13 @@ class Samples:
 
     def counts(self) -> pd.DataFrame:  # classes by modalities
         "How many people of each class have each modality."
+        y, there = self.batch.y, self.batch.available.long()
         if not self.classes:
-            table = pd.DataFrame(self.batch.available.numpy(), columns=self.modalities).sum().to_frame("all").T
-            return table.assign(people=self.batch.size)
-        table = pd.DataFrame(self.batch.available.numpy(), columns=self.modalities).groupby(self.batch.y.numpy()).sum()
-        people = np.bincount(self.batch.y.numpy(), minlength=len(self.classes))
-        return table.reindex(range(len(self.classes)), fill_value=0).set_axis(list(self.classes)).assign(people=people)
+            of, names = torch.ones(1, len(there), dtype=torch.long), ["all"]
+        else:  # [classes, N]: who is of each; somebody with several labels is of several
+            of = (y.T if y.ndim == 2 else torch.nn.functional.one_hot(y, len(self.classes)).T).long()
+            names = list(self.classes)
+        return pd.DataFrame((of @ there).numpy(), names, self.modalities).assign(people=of.sum(1).numpy())
 
 # %% ../../nbs/204_tables.ipynb #b6ff7b3e
 def first(ids: pd.Index) -> str:
