@@ -125,7 +125,7 @@ def test_an_absent_sequence_is_never_opened_and_each_window_is_encoded_once(coho
     gone.write_bytes(b"a file that cannot be read")
     three = replace(four, images={m: i for m, i in four.images.items() if m != "t1"})
     assert Volumes([three], (16, 16, 16)).draw(torch.tensor([0]), 0).available.tolist() == [[True, False, True, True]]
-    method, task = Brats(Path(".")).build(SegmentationRecipe(window=(16, 16, 16)))
+    method, task = Brats(Path(".")).build(SegmentationRecipe(window=(16, 16, 16)), window_batch=1)
     rows = []
     method.model.encoders.networks[0].register_forward_hook(lambda module, args, out: rows.append(len(args[0])))
     batch = next(Volumes([four], (16, 16, 16)).whole())
