@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['Tables', 'ONE', 'KEPT', 'TRUSTED', 'ESTIMATORS', 'TableRecipe', 'TableMetaKD', 'recipe_of', 'usual_epochs',
            'usual_batch', 'grouped', 'in_training_order', 'in_double', 'everybody', 'filled_rows', 'fit_transformers',
-           'transformed', 'hold_out', 'weighted', 'left_out', 'by_identifier', 'TableEstimator', 'MetaKDClassifier',
-           'MetaKDRegressor', 'MetaKDMultiLabel', 'MetaKDSurvival', 'compared', 'save', 'load', 'kept_transformer',
-           'restored']
+           'transformed', 'some_people', 'hold_out', 'weighted', 'left_out', 'by_identifier', 'TableEstimator',
+           'MetaKDClassifier', 'MetaKDRegressor', 'MetaKDMultiLabel', 'MetaKDSurvival', 'compared', 'save', 'load',
+           'kept_transformer', 'restored']
 
 # %% ../nbs/211_estimators.ipynb #8c62c009
 import warnings
@@ -30,9 +30,9 @@ from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from .batch import Batch, all_subsets
+from .batch import Batch
 from .data.tables import Samples, View, align, as_view, check_indexes, identifiers, people_of, plain
-from .evaluation import gather, temperatures
+from .evaluation import gather, temperatures, usual_subsets
 from .files import MetakdError, MetakdWarning, atomic_write, json_bytes, make_folder, read_json
 from .methods.metakd import MetaKDRecipe
 from .methods.registry import MethodSpec, find_method, methods
@@ -208,14 +208,31 @@ def transformed(transformers: Mapping[str, object], views: Tables) -> Tables:
         if m not in views:
             continue
         try:
-            made[m] = transformer.transform(filled_rows(views[m], m, transformer.feature_names_in_))
+            columns = getattr(transformer, "feature_names_in_", None)
+            made[m] = transformer.transform(filled_rows(views[m], m, columns))
         except MetakdError:
             raise
-        except (TypeError, ValueError) as e:
+        except (TypeError, ValueError, AttributeError) as e:
             raise MetakdError(f"'{m}': its transformer cannot take this table ({str(e).splitlines()[0]})") from None
     return made
 
 # %% ../nbs/211_estimators.ipynb #81c4dbc0
+def some_people(
+    people: pd.Series,  # who each row is about
+    strata: np.ndarray,  # of each row, such as its class
+    share: float,  # of the people
+    seed: int,
+) -> pd.Index:
+    "A random part of the people, with the same mixture of strata where that can be; two people at least."
+    from sklearn.model_selection import train_test_split
+
+    each = pd.Series(strata, people.index).groupby(people, sort=False).max()
+    try:
+        return train_test_split(each, test_size=share, stratify=each, random_state=seed)[1].index
+    except ValueError:  # a stratum of one person, or more strata than are held out
+        return train_test_split(each, test_size=share, random_state=seed)[1].index
+
+
 def hold_out(
     samples: Samples,
     share: float,  # of the people
@@ -225,17 +242,11 @@ def hold_out(
     """A part of the people to stop and to choose by, with the same mixture of classes where that can be. Fewer than
     twenty are trained on and validated on: nothing can be spared of them.
     """
-    from sklearn.model_selection import train_test_split
-
     people = pd.Series(people_of(samples.ids, groups), dtype=object)
-    strata = pd.Series(samples.task.strata(samples.batch.y)).groupby(people, sort=False).max()
-    if len(strata) < 20:
+    if people.nunique() < 20:
         return samples.batch, samples.batch
-    try:
-        _, held = train_test_split(strata, test_size=share, stratify=strata, random_state=seed)
-    except ValueError:  # a class of one person, or more classes than are held out
-        _, held = train_test_split(strata, test_size=share, random_state=seed)
-    out = torch.from_numpy(people.isin(held.index).to_numpy(copy=True))
+    held = some_people(people, samples.task.strata(samples.batch.y), share, seed)
+    out = torch.from_numpy(people.isin(held).to_numpy(copy=True))
     return samples.batch.take(~out), samples.batch.take(out)
 
 
@@ -263,12 +274,12 @@ def weighted(
     return replace(samples, ids=samples.ids[index], batch=samples.batch.take(torch.from_numpy(index)))
 
 
-def left_out(views: Tables, labels: pd.Series, samples: Samples) -> dict[str, list[str]]:  # why -> who
-    "Who was in a table, or had a label, and could not be used."
+def left_out(views: Tables, labels: pd.Series, samples: Samples) -> dict[str, int]:  # why -> how many
+    "How many were in a table, or had a label, and could not be used; `align` says who, and a kept model does not."
     tables = set().union(*(v.ids if isinstance(v, View) else v.index for v in views.values()))
     labelled = set(labels.dropna().index)
     reasons = {"no label": tables - labelled, "no value in any modality": labelled - set(samples.ids)}
-    return {why: sorted(map(str, who)) for why, who in reasons.items() if who}
+    return {why: len(who) for why, who in reasons.items() if who}
 
 
 def by_identifier(
@@ -462,7 +473,7 @@ class MetaKDClassifier(ClassifierMixin, TableEstimator):
 
     After `fit`: `classes_`, `modalities_` (name -> columns), `importance_` (name -> learned weight), `history_`,
     `temperatures_` (what logits from one, two, ... modalities are divided by, chapter 201), `people_` (how many were
-    trained and validated on), `left_out_` (why -> who).
+    trained and validated on), `left_out_` (why -> how many).
 
     >>> who = [f"P{k}" for k in range(40)]
     >>> blood = pd.DataFrame({"iron": np.arange(30.0)}, who[:30])
@@ -489,20 +500,25 @@ class MetaKDClassifier(ClassifierMixin, TableEstimator):
         """The most probable class of each person. How sure is sure enough was measured on the people who validated.
         Raises a `MetakdError` for no share.
         """
+        batch, ids = self.people(X)
+        best = self.answers(batch, abstain).answer.to_numpy()
+        return best if ids is None else pd.Series(best, ids)
+
+    def answers(
+        self,
+        batch: Batch,  # from `people`
+        abstain: float = 0.0,  # as for `predict`
+    ) -> pd.DataFrame:
+        "The answer for everybody in a batch, and the probability of each class C as p_C."
         if not 0 <= abstain < 1:
             raise MetakdError(f"abstain = {abstain}: expected a share from 0 to below 1")
-        p = self.predict_proba(X)
-        best = self.classes_[np.asarray(p).argmax(1)]
-        if abstain:
-            unsure = np.asarray(p).max(1) < np.interp(abstain, np.linspace(0, 1, len(self.sureness_)), self.sureness_)
-            best = np.where(unsure, None, best.astype(object))
-        return best if isinstance(p, np.ndarray) else pd.Series(best, p.index)
-
-    def answers(self, batch: Batch) -> pd.DataFrame:
-        "The answer for everybody in a batch from `people`, and the probability of each class C as p_C."
         p = self._probability(batch)
+        best = self.classes_[p.argmax(1)]
+        if abstain:
+            unsure = p.max(1) < np.interp(abstain, np.linspace(0, 1, len(self.sureness_)), self.sureness_)
+            best = np.where(unsure, None, best.astype(object))
         shares = {f"p_{c}": p[:, k] for k, c in enumerate(self.classes_)}
-        return pd.DataFrame({"answer": self.classes_[p.argmax(1)], **shares})
+        return pd.DataFrame({"answer": pd.Series(best, dtype=best.dtype), **shares})
 
     def score(self, X, y, sample_weight=None) -> float:
         "Accuracy; people of a dictionary are compared by identifier."
@@ -525,16 +541,15 @@ class MetaKDClassifier(ClassifierMixin, TableEstimator):
 
     def _probability(self, batch: Batch) -> np.ndarray:  # [N, classes]
         logits = self._logits(batch)
-        return (logits / logits.new_tensor(self.temperatures_)[batch.available.sum(1) - 1, None]).softmax(1).numpy()
+        warm = logits.new_tensor(self.temperatures_)[batch.available.sum(1) - 1, None]
+        return self.task_.outcome(logits / warm).numpy()
 
     def _learn_to_doubt(self, training: Batch, validation: Batch, unseen: bool) -> None:
-        m = len(self.modalities_)
-        self.temperatures_ = [1.0] * m
+        self.temperatures_ = [1.0] * len(self.modalities_)
         if self.calibrate and unseen:
-            natural = validation.available.unique(dim=0)
-            subsets = all_subsets(m) if m <= 6 else torch.cat([torch.eye(m, dtype=torch.bool), natural]).unique(dim=0)
+            subsets = usual_subsets(validation.available)
             found = gather(self.method_, self.task_, validation.whole(4096), subsets)
-            self.temperatures_ = temperatures(found, m, self.task_.weight)
+            self.temperatures_ = temperatures(found, len(self.modalities_), self.task_.weight)
         sure = self._probability(validation).max(1)
         self.sureness_ = np.quantile(sure, np.linspace(0, 1, 101)).tolist()
 
@@ -563,7 +578,7 @@ class MetaKDRegressor(RegressorMixin, TableEstimator):
 
     def answers(self, batch: Batch) -> pd.DataFrame:
         "The answer for everybody in a batch from `people`."
-        return pd.DataFrame({"answer": self.task_.value(self._logits(batch)).numpy()})
+        return pd.DataFrame({"answer": self.task_.outcome(self._logits(batch)).numpy()})
 
     def score(self, X, y, sample_weight=None) -> float:
         "R2, the share of the variance that is told; people of a dictionary are compared by identifier."
@@ -591,7 +606,7 @@ class MetaKDMultiLabel(TableEstimator):
     def predict_proba(self, X) -> np.ndarray | pd.DataFrame:  # people by labels
         "The probability of each label."
         batch, ids = self.people(X)
-        p = self._logits(batch).sigmoid().numpy()
+        p = self.answers(batch).to_numpy()
         return p if ids is None else pd.DataFrame(p, ids, self.classes_)
 
     def predict(self, X) -> np.ndarray | pd.Series:
@@ -603,7 +618,8 @@ class MetaKDMultiLabel(TableEstimator):
 
     def answers(self, batch: Batch) -> pd.DataFrame:
         "The probability of each label L for everybody in a batch from `people`, as p_L."
-        return pd.DataFrame(self._logits(batch).sigmoid().numpy(), columns=[f"p_{c}" for c in self.classes_])
+        p = self.task_.outcome(self._logits(batch)).numpy()
+        return pd.DataFrame(p, columns=[f"p_{c}" for c in self.classes_])
 
     def score(self, X, y, sample_weight=None) -> float:
         "The area under the ROC curve, a mean over labels; people of a dictionary are compared by identifier."
@@ -635,7 +651,7 @@ class MetaKDSurvival(TableEstimator):
     def predict(self, X) -> np.ndarray | pd.Series:
         "The risk of each person: the logarithm of the hazard, relative to others."
         batch, ids = self.people(X)
-        risk = self._logits(batch)[:, 0].numpy()
+        risk = self.answers(batch).answer.to_numpy()
         return risk if ids is None else pd.Series(risk, ids)
 
     def predict_survival(
@@ -652,7 +668,7 @@ class MetaKDSurvival(TableEstimator):
 
     def answers(self, batch: Batch) -> pd.DataFrame:
         "The risk of everybody in a batch from `people`."
-        return pd.DataFrame({"answer": self._logits(batch)[:, 0].numpy()})
+        return pd.DataFrame({"answer": self.task_.outcome(self._logits(batch)).numpy()})
 
     def score(self, X, y, sample_weight=None) -> float:
         "Harrell's concordance; people of a dictionary are compared by identifier. Weights are not used."
@@ -665,11 +681,11 @@ class MetaKDSurvival(TableEstimator):
     def _learn_to_doubt(self, training: Batch, validation: Batch, unseen: bool) -> None:
         every = [training, validation] if unseen else [training]
         y = torch.cat([b.y for b in every]).double().numpy()
-        weight = np.exp(torch.cat([self._logits(b)[:, 0] for b in every]).numpy())
-        self.event_times_ = np.unique(y[y > 0])
-        died = np.array([(y == t).sum() for t in self.event_times_])
-        watched = np.array([weight[abs(y) >= t].sum() for t in self.event_times_])
-        self.hazard_ = np.cumsum(died / watched)
+        weight = np.exp(torch.cat([self.task_.outcome(self._logits(b)) for b in every]).numpy())
+        self.event_times_, died = np.unique(y[y > 0], return_counts=True)
+        order = np.argsort(abs(y))
+        watched = weight[order][::-1].cumsum()[::-1]  # the weight of everybody who was watched at least as long
+        self.hazard_ = np.cumsum(died / watched[np.searchsorted(abs(y)[order], self.event_times_)])
 
     def _kept(self) -> dict:
         return {"event_times": self.event_times_.tolist(), "hazard": self.hazard_.tolist()}
@@ -726,6 +742,10 @@ def save(
         raise MetakdError(f"the estimator cannot be kept as JSON ({e}); give its options as plain values") from None
     transformers = {m: kept_transformer(t, m) for m, t in estimator.transformers_.items()}
     folder = make_folder(folder)
+    if (folder / "weights.safetensors").exists() and not (folder / "estimator.json").exists():
+        raise MetakdError(
+            f"{folder} holds the weights of something else, and is not overwritten; choose another folder"
+        )
     for k, content in enumerate(transformers.values()):
         atomic_write(folder / f"transformer-{k}.skops", content)
     atomic_write(

@@ -11,18 +11,18 @@ import importlib.util
 import io
 import logging
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from .estimators import MetaKDClassifier, MetaKDRegressor, TableEstimator
+from .batch import expand_to
+from .estimators import TableEstimator
 from .files import MetakdError, atomic_write
 from .nn.networks import Encoders
-from .tasks.base import Method
-from .tasks.segmentation import Segmentation
+from .tasks.base import Method, Task
 
 # %% ../nbs/213_export.ipynb #e72e0f66
 class Answering(nn.Module):
@@ -31,17 +31,20 @@ class Answering(nn.Module):
     def __init__(
         self,
         method: Method,  # trained; it is copied
-        finish: Callable[[Tensor, Tensor], Tensor],  # (logits, available) -> answers
+        task: Task,  # which says what its logits stand for
+        temperatures: Tensor,  # [M], what logits from one, two, ... modalities are divided by
     ):
         super().__init__()
-        self.method, self.finish = copy.deepcopy(method).to("cpu", torch.float32).eval(), finish
+        self.method, self.task = copy.deepcopy(method).to("cpu", torch.float32).eval(), task
         self.method.optimizers = {}
+        self.register_buffer("temperatures", temperatures)
         for part in self.modules():
             if isinstance(part, Encoders):
                 part.dense = True
 
     def forward(self, available: Tensor, *x: Tensor) -> Tensor:
-        return self.finish(self.method.predict(dict(zip(self.method.modalities, x)), available), available)
+        logits = self.method.predict(dict(zip(self.method.modalities, x)), available)
+        return self.task.outcome(logits / expand_to(self.temperatures[available.sum(1) - 1], logits))
 
 
 def answering(
@@ -53,28 +56,11 @@ def answering(
     shapes = shapes or (model.shapes_ if isinstance(model, TableEstimator) else method.shapes)
     if shapes is None or list(shapes) != list(method.modalities):
         raise MetakdError(f"shapes: expected one for each of {', '.join(method.modalities)}, in this order")
-    if isinstance(model, MetaKDClassifier):
-        warm = torch.tensor(model.temperatures_, dtype=torch.float32)
-
-        def finish(logits, available):
-            return (logits / warm[available.sum(1) - 1, None]).softmax(1)
-
-    elif isinstance(model, MetaKDRegressor):
-
-        def finish(logits, available):
-            return model.task_.value(logits)
-
-    elif isinstance(method.task, Segmentation):
-
-        def finish(logits, available):
-            return logits.sigmoid()
-
-    else:
-
-        def finish(logits, available):
-            return logits.softmax(1)
-
-    return Answering(method, finish), {m: tuple(s) for m, s in shapes.items()}
+    task = model.task_ if isinstance(model, TableEstimator) else getattr(method, "task", None)
+    if task is None:
+        raise MetakdError(f"{type(method).__name__} has no task, which says what its answers are")
+    warm = torch.tensor(getattr(model, "temperatures_", [1.0] * len(shapes)), dtype=torch.float32)
+    return Answering(method, task, warm), {m: tuple(s) for m, s in shapes.items()}
 
 # %% ../nbs/213_export.ipynb #2d0f0f54
 @contextmanager

@@ -6,16 +6,15 @@
 __all__ = ['HEADER', 'USE', 'HubModel']
 
 # %% ../nbs/214_hub.ipynb #034f47db
-import tempfile
 from pathlib import Path
 
 import pandas as pd
 from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from .estimators import MetaKDClassifier, TableEstimator, load, save
+from .estimators import MetaKDClassifier, MetaKDMultiLabel, TableEstimator, load, save
 from .files import MetakdError
-from .reports import report
+from .reports import page, report
 
 # %% ../nbs/214_hub.ipynb #860f4db9
 HEADER = """---
@@ -58,12 +57,12 @@ class HubModel(ModelHubMixin, library_name="metakd", repo_url="https://github.co
 
     def generate_model_card(self, name: str = "OWNER/NAME", **kwargs) -> ModelCard:
         "The report with what the Hub wants to know before it, and how to use the model after it."
-        task = "tabular-classification" if isinstance(self.estimator, MetaKDClassifier) else "tabular-regression"
+        classes = isinstance(self.estimator, (MetaKDClassifier, MetaKDMultiLabel))
+        task = "tabular-classification" if classes else "tabular-regression"
         if self.table is None:
             text = f"# {self.estimator.method}\n\nNobody was held out: how good this model is, is not known."
         else:
-            with tempfile.TemporaryDirectory() as folder:
-                text = report(self.estimator, self.table, folder).read_text(encoding="utf-8").rstrip()
+            text = page(self.estimator, self.table)[0].rstrip()
         example = ", ".join(f'"{m}": ...' for m in self.estimator.modalities_)
         return ModelCard(HEADER.format(task=task) + text + USE.format(name=name, example=example))
 

@@ -245,3 +245,13 @@ def test_it_trains_on_any_layout(name, window, organs):
     table = evaluate(p.method, p.task, p.test)
     organ = [f"dice_{r}" for r in experiment.layout.regions]
     assert len(organ) == 4 and table.subset.tolist() == ["ct", "pet", "ct+pet"] and table[organ].notna().all(axis=None)
+
+
+def test_a_window_is_halved_or_a_slice():
+    for window in ((64, 64, 1), (16, 8, 24)):
+        SegmentationRecipe(window=window)
+    for window in ((1, 64, 64), (60, 64, 1), (64, 64, 4)):
+        with pytest.raises(Exception, match="does not suit 'compact'"):
+            SegmentationRecipe(window=window)
+    with pytest.raises(Exception, match="does not suit 'reference'"):
+        SegmentationRecipe(window=(64, 64, 1), network="reference")

@@ -339,7 +339,7 @@ def predicting(
     args: Sequence[str],  # of the command line, after `predict`
 ) -> Callable:
     "The command that suits the run that is named: of scans, or of tables."
-    tables = any((Path(word) / "estimator.json").is_file() for word in args) or "--table" in args
+    tables = any(word.split("=")[0] == "--table" or (Path(word) / "estimator.json").is_file() for word in args)
     return predict_tables if tables else predict_command
 
 # %% ../../nbs/602_commands.ipynb #22ab73a0

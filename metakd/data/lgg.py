@@ -156,11 +156,13 @@ def deep_inside(
 def normalise_inside(
     volume: np.ndarray,  # [X, Y, Z], a head on a dark background
     name: str = "volume",  # for messages
-    rule: str = "quantile",  # not used: the tails are cut far from the brain's intensities
+    rule: str = "quantile",  # of `normalise`; tails are cut so far out that it has no work here
 ) -> np.ndarray:  # float32, background 0
     """Median 0 and the spread of a normal distribution's quartiles 1, both measured deep inside the head. Raises a
     `MetakdError` where all of that is of one brightness.
     """
+    if rule != "quantile":
+        raise MetakdError(f"{name}: the intensities '{rule}' are for skull-stripped scans; these heads are not")
     head = brain_mask(volume, name)
     low, centre, high = np.quantile(volume[deep_inside(head)].astype(np.float64), (0.25, 0.5, 0.75))
     if low == high:

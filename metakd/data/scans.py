@@ -171,6 +171,7 @@ class ScanLayout:
             "files": {m: list(names) for m, names in self.files.items()},
             "meaning": {str(v): n for v, n in self.meaning.items()},
             "find": self.find and self.find.__name__,
+            **({"normalise": self.normalise.__name__} if self.normalise else {}),
         }
 
 

@@ -564,6 +564,8 @@ def hide(
         raise MetakdError(
             f"how = {how!r}: choose from {', '.join(known)}; observed needs `given`, and site needs `sites`"
         )
+    if how == "exclusive" and isinstance(share, Mapping):
+        raise MetakdError("how = 'exclusive' takes one share: that of the people who keep a single modality")
     there, rng = samples.batch.available.numpy(), np.random.default_rng(seed)
     chance = np.array([shares[m] for m in names])
     if how == "site":
@@ -576,7 +578,7 @@ def hide(
         chance = tendency(samples, chance, how, given)
     keep = there & (luck >= chance)
     if how == "exclusive":
-        keep = there & (rng.random((len(there), 1)) >= chance.max())
+        keep = there & (rng.random((len(there), 1)) >= share)
     keep[np.arange(len(keep)), luck.argmax(1)] |= ~keep.any(1)
     return replace(samples, batch=samples.batch._replace(available=torch.from_numpy(keep)))
 
@@ -586,14 +588,12 @@ def missing_by(
     groups: Mapping | pd.Series | None = None,  # identifier -> site, or whatever else; None: the labels
 ) -> pd.DataFrame:  # one row per modality: the share that is missing, the lowest and highest of a group, p
     """Does who lacks a modality go with the group? p is that of a chi-squared test, times the number of modalities
-    (Bonferroni); 1 where everybody has it, or nobody. Numbers as labels are cut at their quartiles.
+    (Bonferroni); 1 where everybody has it, or nobody. Labels are grouped as for a split: numbers by fifths, times by
+    thirds and by whether the event was seen, several labels by the rarest.
     """
     from scipy.stats import chi2_contingency
 
-    y = samples.batch.y.numpy()
-    if groups is None and not samples.classes:
-        y = np.searchsorted(np.quantile(y, (0.25, 0.5, 0.75)), y)
-    who = pd.Series(y if groups is None else people_of(samples.ids, groups))
+    who = pd.Series(samples.task.strata(samples.batch.y) if groups is None else people_of(samples.ids, groups))
     rows = []
     for m, there in zip(samples.modalities, samples.batch.available.T.numpy()):
         table = pd.crosstab(who.to_numpy(), there)

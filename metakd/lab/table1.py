@@ -177,12 +177,7 @@ class ScanExperiment(Experiment):
     ) -> tuple[Method, Segmentation]:
         "The method with fresh weights from the recipe's seed, and the task; this needs no data."
         recipe = self.recipe_for(self.method, recipe)
-        options = {
-            "spacing": spacing,
-            "bce": recipe.bce,
-            "parents": self.layout.parents,
-            **task_options,
-        }
+        options = {"spacing": spacing, "bce": recipe.bce, "parents": self.layout.parents, **task_options}
         task = Segmentation(tuple(self.layout.regions), recipe.window, **options)
         return self.build_method(dict.fromkeys(self.layout.sequences, (1, *recipe.window)), task, recipe), task
 

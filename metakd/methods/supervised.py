@@ -214,11 +214,12 @@ class SegmentationRecipe(CropRecipe):
 
     def __post_init__(self):
         super().__post_init__()
-        flat = 1 if self.network == "compact" else None  # an axis of one voxel is not halved
-        if any(w % s and w != flat for w, s in zip(self.window, STRIDES[self.network])):
+        strides = STRIDES[self.network]
+        halved = 2 if self.slices and self.network == "compact" else 3  # the last axis of a slice is not
+        if any(w % s for w, s in list(zip(self.window, strides))[:halved]):
             raise MetakdError(
                 f"recipe: a window of {' x '.join(map(str, self.window))} does not suit '{self.network}', whose "
-                f"windows are multiples of {' x '.join(map(str, STRIDES[self.network]))}"
+                f"windows are multiples of {' x '.join(map(str, strides))}"
             )
 
     def channels(self, widths: Sequence[int]) -> tuple[int, ...]:

@@ -53,6 +53,10 @@ class Task:
         """
         return method.predict_subsets(x, available, subsets)
 
+    def outcome(self, logits: Tensor) -> Tensor:  # [B, ...]
+        "What logits stand for, in the user's terms: probabilities, a number in its unit, a risk."
+        raise NotImplementedError
+
     def scores(self, logits: Tensor, y: Tensor) -> dict[str, Tensor]:  # name -> [B, ...]
         "What must be kept of each sample to compute the metrics."
         raise NotImplementedError

@@ -121,8 +121,11 @@ class Classification(Task):
             return F.cross_entropy(logits, y)
         return (F.cross_entropy(logits, y, reduction="none") * self.weight.to(y.device)[y]).mean()
 
+    def outcome(self, logits: Tensor) -> Tensor:  # [B, classes]
+        return logits.softmax(1)
+
     def scores(self, logits: Tensor, y: Tensor) -> dict[str, Tensor]:
-        return {"probability": logits.float().softmax(1), "y": y}
+        return {"probability": self.outcome(logits.float()), "y": y}
 
     def check(self, y: Tensor) -> None:
         if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool or y.ndim != 1:

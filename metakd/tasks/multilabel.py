@@ -40,7 +40,10 @@ class MultiLabel(Task):
             raise MetakdError(
                 f"labels: expected a collection of labels for each person, such as ('a', 'b'); found {odd[0]!r}"
             )
-        names = tuple(sorted(set().union(*map(set, y))))
+        try:
+            names = tuple(sorted(set().union(*map(set, y))))
+        except TypeError as e:  # texts beside numbers, or a list as a label
+            raise MetakdError(f"labels: they cannot be told apart or put in order ({e}); write all alike") from None
         if not names:
             raise MetakdError("labels: nobody has one")
         return torch.tensor([[float(n in v) for n in names] for v in map(set, y)]), names
@@ -54,8 +57,11 @@ class MultiLabel(Task):
     def loss(self, logits: Tensor, y: Tensor) -> Tensor:
         return F.binary_cross_entropy_with_logits(logits, y.to(logits.dtype))
 
+    def outcome(self, logits: Tensor) -> Tensor:  # [B, L]
+        return logits.sigmoid()
+
     def scores(self, logits: Tensor, y: Tensor) -> dict[str, Tensor]:
-        return {"probability": logits.float().sigmoid(), "y": y}
+        return {"probability": self.outcome(logits.float()), "y": y}
 
     def metrics(self, scores: dict[str, Tensor]) -> dict[str, float]:
         from torchmetrics.functional.classification import multilabel_auroc, multilabel_f1_score

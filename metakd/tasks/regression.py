@@ -18,7 +18,7 @@ class Regression(Task):
 
     >>> import torch
     >>> task = Regression(torch.tensor([10.0, 30.0]))
-    >>> task.value(torch.tensor([[0.5]]))
+    >>> task.outcome(torch.tensor([[0.5]]))
     tensor([25.])
     """
 
@@ -33,15 +33,14 @@ class Regression(Task):
         )
         self.spread = self.spread or 1.0
 
-    def value(self, logits: Tensor) -> Tensor:  # [B, 1] -> [B], in the unit of `y`
-        "The number that a network's answer stands for."
+    def outcome(self, logits: Tensor) -> Tensor:  # [B, 1] -> [B], in the unit of `y`
         return self.mean + self.spread * logits[:, 0]
 
     def loss(self, logits: Tensor, y: Tensor) -> Tensor:
         return F.huber_loss(logits[:, 0], ((y - self.mean) / self.spread).to(logits.dtype))
 
     def scores(self, logits: Tensor, y: Tensor) -> dict[str, Tensor]:
-        return {"error": (self.value(logits) - y).abs()}
+        return {"error": (self.outcome(logits) - y).abs()}
 
     def metrics(self, scores: dict[str, Tensor]) -> dict[str, float]:
         return {"error": scores["error"].double().mean().item()}

@@ -127,6 +127,9 @@ class Segmentation(Task):
         self.post = post
         self.dice = DiceLoss(sigmoid=True, smooth_nr=0.0, smooth_dr=1.0)
 
+    def outcome(self, logits: Tensor) -> Tensor:  # [B, R, D, H, W]
+        return logits.sigmoid()
+
     def loss(self, logits: Tensor, y: Tensor) -> Tensor:
         return self.dice(logits, y) + self.bce * F.binary_cross_entropy_with_logits(logits, y)
 
@@ -211,7 +214,7 @@ class Segmentation(Task):
                 p, t, spacing, math.hypot(*(n * s for n, s in zip(y.shape[2:] if shape is None else shape, spacing)))
             )
         if self.calibration:
-            probability = logits.float().sigmoid()
+            probability = self.outcome(logits.float())
             scores["confidence"] = (probability * p).flatten(2).sum(2) / p.flatten(2).sum(2).clamp(min=1)
             scores["reliability"] = reliability_bins(probability, t)
         return scores

@@ -71,10 +71,13 @@ class Survival(Task):
         return ((3 * y.abs().argsort().argsort() // max(1, len(y))) + 3 * (y > 0)).numpy()
 
     def loss(self, logits: Tensor, y: Tensor) -> Tensor:
-        return partial_likelihood(logits[:, 0], y)
+        return partial_likelihood(self.outcome(logits), y)
+
+    def outcome(self, logits: Tensor) -> Tensor:  # [B, 1] -> [B], the logarithm of a hazard
+        return logits[:, 0]
 
     def scores(self, logits: Tensor, y: Tensor) -> dict[str, Tensor]:
-        return {"risk": logits[:, 0], "y": y}
+        return {"risk": self.outcome(logits), "y": y}
 
     def metrics(self, scores: dict[str, Tensor]) -> dict[str, float]:
         return {"concordance": concordance(scores["risk"], scores["y"])}
