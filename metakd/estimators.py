@@ -112,7 +112,7 @@ def grouped(
     rows = frame.set_axis(pd.RangeIndex(len(frame), name="row"))
     return {m: rows[list(map(str, columns))] for m, columns in modalities.items()}
 
-
+# %% ../nbs/211_estimators.ipynb #acae0eaa
 def in_training_order(
     views: Tables,
     modalities: Mapping[str, Sequence[str]],  # of the training: name -> columns
@@ -137,7 +137,7 @@ def in_double(batch: Batch) -> Batch:
     "The same people in double precision."
     return batch._replace(x={m: v.double() for m, v in batch.x.items()})
 
-
+# %% ../nbs/211_estimators.ipynb #6f8d74c3
 def everybody(
     views: Tables,  # in the order of the training
     shapes: Mapping[str, Sequence[int]],  # of the training: name -> shape of one person's values
@@ -200,7 +200,7 @@ def fit_transformers(
             raise MetakdError(f"'{m}': its transformer cannot be fitted ({e})") from None
     return fitted
 
-
+# %% ../nbs/211_estimators.ipynb #aa75732a
 def transformed(transformers: Mapping[str, object], views: Tables) -> Tables:
     "Tables through their fitted transformers. Raises a `MetakdError` where one cannot take its table."
     made = dict(views)
@@ -249,7 +249,7 @@ def hold_out(
     out = torch.from_numpy(people.isin(held).to_numpy(copy=True))
     return samples.batch.take(~out), samples.batch.take(out)
 
-
+# %% ../nbs/211_estimators.ipynb #021eb5ca
 def weighted(
     samples: Samples,
     weights: np.ndarray,  # [N], of the samples; 2 counts as two people
@@ -281,7 +281,7 @@ def left_out(views: Tables, labels: pd.Series, samples: Samples) -> dict[str, in
     reasons = {"no label": tables - labelled, "no value in any modality": labelled - set(samples.ids)}
     return {why: len(who) for why, who in reasons.items() if who}
 
-
+# %% ../nbs/211_estimators.ipynb #49bcafa4
 def by_identifier(
     values: Sequence | pd.Series | Mapping,
     who: pd.Index,  # of the labels, or of the rows of one table
@@ -305,7 +305,7 @@ def by_identifier(
 # %% ../nbs/211_estimators.ipynb #cd8b1222
 ONE = "table"  # the modality of one table without `modalities`
 
-
+# %% ../nbs/211_estimators.ipynb #5de9dc38
 class TableEstimator(BaseEstimator):
     "What `MetaKDClassifier` and `MetaKDRegressor` share. Their options are scikit-learn parameters."
 
@@ -564,7 +564,7 @@ class MetaKDClassifier(ClassifierMixin, TableEstimator):
         self.classes_, self.task_ = np.asarray(classes), Classification(len(classes))
         self.temperatures_, self.sureness_ = list(temperatures), list(sureness)
 
-
+# %% ../nbs/211_estimators.ipynb #bbcb16f9
 class MetaKDRegressor(RegressorMixin, TableEstimator):
     "Numbers from tables in which anything may be missing; see `MetaKDClassifier`."
 
@@ -595,7 +595,7 @@ class MetaKDRegressor(RegressorMixin, TableEstimator):
         self.task_ = Regression()
         self.task_.mean, self.task_.spread = float(mean), float(spread)
 
-
+# %% ../nbs/211_estimators.ipynb #04ec2dd4
 class MetaKDMultiLabel(TableEstimator):
     """Which of several labels somebody has, none, one or many, from tables in which anything may be missing; labels are
     a collection for each person, such as ("gout", "flu"). See `MetaKDClassifier`.
@@ -640,7 +640,7 @@ class MetaKDMultiLabel(TableEstimator):
     def _restore(self, classes: Sequence) -> None:
         self.classes_, self.task_ = np.asarray(classes), MultiLabel(len(classes))
 
-
+# %% ../nbs/211_estimators.ipynb #19ba3a33
 class MetaKDSurvival(TableEstimator):
     """Who comes first to an event, from tables in which anything may be missing; labels are times, negative where
     watching ended without the event (chapter 113). See `MetaKDClassifier`.
@@ -694,7 +694,7 @@ class MetaKDSurvival(TableEstimator):
         self.event_times_, self.hazard_ = np.asarray(event_times), np.asarray(hazard)
         self.task_ = Survival()
 
-
+# %% ../nbs/211_estimators.ipynb #a5cbdbcb
 def compared(
     answer: np.ndarray | pd.Series,
     y: Sequence | pd.Series,
@@ -713,7 +713,7 @@ KEPT = 2  # the format of what `save` writes
 TRUSTED = ["numpy.dtype"]  # beside what skops knows to be data
 ESTIMATORS = {e.__name__: e for e in (MetaKDClassifier, MetaKDRegressor, MetaKDMultiLabel, MetaKDSurvival)}
 
-
+# %% ../nbs/211_estimators.ipynb #0fd1cfa9
 def save(
     estimator: TableEstimator,  # fitted
     folder: str | Path,
@@ -754,7 +754,7 @@ def save(
     atomic_write(folder / "estimator.json", about)
     return folder
 
-
+# %% ../nbs/211_estimators.ipynb #e3eb7ee8
 def load(folder: str | Path) -> TableEstimator:
     "A fitted estimator from its folder. Raises a `MetakdError` where the folder is none."
     folder = Path(folder)
@@ -779,7 +779,7 @@ def kept_transformer(transformer, name: str) -> bytes:
         )
     return content
 
-
+# %% ../nbs/211_estimators.ipynb #6ba95f08
 def restored(about: Mapping, weights: Mapping[str, torch.Tensor], transformers: Mapping[str, object]) -> TableEstimator:
     "The estimator that `save` described."
     estimator = ESTIMATORS[about["estimator"]](**about["parameters"], transformers=transformers or None)

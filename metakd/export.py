@@ -75,7 +75,7 @@ def quiet():
     finally:
         logging.disable(before)
 
-
+# %% ../nbs/213_export.ipynb #74406fc3
 def export(
     model: TableEstimator | Method,  # fitted, or trained
     path: str | Path,  # NAME.onnx or NAME.pt2

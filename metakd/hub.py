@@ -39,7 +39,7 @@ model.predict({{{example}}})  # a table for each modality that is known, its ind
 ```
 """
 
-
+# %% ../nbs/214_hub.ipynb #fad3361e
 class HubModel(ModelHubMixin, library_name="metakd", repo_url="https://github.com/metakd/metakd"):
     "A fitted estimator for the Hugging Face Hub, or from it."
 

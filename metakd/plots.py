@@ -26,6 +26,8 @@ BLACK, ORANGE, SKY, GREEN, BLUE, RED, PURPLE = PALETTE = (
     "#D55E00",
     "#CC79A7",
 )  # Okabe and Ito's, without their yellow
+
+# %% ../nbs/202_plots.ipynb #6b0633f1
 COLOURS = {
     "image": BLUE,
     "audio": RED,  # AudioVision-MNIST; the image of a clinic too
@@ -180,7 +182,7 @@ TALK = {
     "axes.spines.right": False,
 }  # with plt.rc_context(TALK): ...
 
-
+# %% ../nbs/202_plots.ipynb #5f403643
 def plot_groups(
     ax,
     rows: pd.DataFrame,  # one row per run (or a patient)

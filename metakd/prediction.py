@@ -222,7 +222,7 @@ def picture(
     figure.legend(handles=lines, loc="outside lower center", ncols=len(lines), frameon=False, fontsize=8)
     return figure
 
-
+# %% ../nbs/209_prediction.ipynb #f28372ae
 OUTPUTS = {"label": "_seg.nii.gz", "probabilities": "_seg_probabilities.nii.gz", "picture": "_seg.png"}
 VOLUMES = "volumes.csv"
 

@@ -84,7 +84,7 @@ def balanced_interval(right: pd.Series, truth: pd.Series) -> tuple[float, float]
     each = [mean_interval(right[truth == c]) for c in truth.unique()]
     return float(np.mean([m for m, _ in each])), float(np.sqrt(np.sum([h**2 for _, h in each])) / len(each))
 
-
+# %% ../nbs/212_reports.ipynb #f7fdf519
 def part_calibration(part: pd.DataFrame) -> float:
     "The calibration error (chapter 107) of some answers, in ten bins."
     classes = class_columns(part)
@@ -126,7 +126,7 @@ def confusion(table: pd.DataFrame) -> pd.DataFrame:  # truth by answer
     counts = pd.crosstab(natural.truth.rename("truth"), natural.answer.rename("answer"))
     return counts.rename(columns=lambda c: f"answered {c}").rename_axis(columns=None).reset_index()
 
-
+# %% ../nbs/212_reports.ipynb #58a524f8
 def reliability_figure(table: pd.DataFrame) -> Figure:
     "Accuracy against confidence, by the number of modalities."
     classes = class_columns(table)
@@ -152,7 +152,7 @@ def scores_figure(table: pd.DataFrame) -> Figure:
     ax.set_yticklabels([s.replace("+", " + ") for s in scores.subset])
     return figure
 
-
+# %% ../nbs/212_reports.ipynb #96f8fd04
 def page(
     estimator: TableEstimator,  # fitted
     table: pd.DataFrame,  # from `answers`, of people whom it was not fitted on
@@ -188,7 +188,7 @@ def page(
 
 MARK = "<!-- written by metakd.reports.report -->\n\n"  # what may be written anew
 
-
+# %% ../nbs/212_reports.ipynb #ed2e42e9
 def report(
     estimator: TableEstimator,  # fitted
     table: pd.DataFrame,  # from `answers`, of people whom it was not fitted on

@@ -507,7 +507,7 @@ def describe(
         "versions": versions(),
     }
 
-
+# %% ../nbs/203_training.ipynb #337674da
 def read_run(folder: str | Path) -> dict:
     "What `experiment.json` in a run's folder says, checked for being one. Raises a `MetakdError` where it is not one."
     found = read_json(Path(folder) / RUN, "the folder of a training")
@@ -535,7 +535,7 @@ def check_run(out: Path, now: dict) -> None:
     if other:
         warnings.warn(f"{out}: {'; '.join(other)}", MetakdWarning, stacklevel=2)
 
-
+# %% ../nbs/203_training.ipynb #d15efab1
 def start_run(out: Path, now: dict, recipe: Recipe, resume: bool) -> Path | None:  # the checkpoint to continue from
     """Write down what a run is and with which recipe, or check that it is the one that is there. Raises a
     `MetakdError` where the folder is another run's.

@@ -20,6 +20,7 @@ from metakd.cli import main
 from metakd.data.scans import find_cases
 from metakd.evaluation import evaluate
 from metakd.lab.table1 import REFERENCE, Brats, ScanFolder
+from metakd.methods.supervised import SegmentationRecipe
 from metakd.training import load_weights
 
 METHODS = list(Brats.methods())

@@ -180,7 +180,7 @@ def study_command(
             + " (second-hand). Other data, another split: not to be compared digit by digit."
         )
 
-
+# %% ../../nbs/603_lab_commands.ipynb #afb64aec
 # the paper's third task, on its four modalities
 adni_command = partial(study_command, data="clinic", hidden=0.0, seeds=3)
 

@@ -116,7 +116,7 @@ def train_command(
     command.__annotations__ = {n: t for n, (t, _) in options.items()}
     return command
 
-
+# %% ../../nbs/602_commands.ipynb #ae48a31d
 def named_method(
     args: Sequence[str],
 ) -> str:
@@ -253,7 +253,7 @@ def say_answers(rows: Sequence[dict], cases: Sequence[Case], skipped: int, layou
         + f"; volumes in {out / VOLUMES}"
     )
 
-
+# %% ../../nbs/602_commands.ipynb #ffbf13bc
 def predict_command(
     run: tyro.conf.Positional[Path],
     inputs: tyro.conf.Positional[tuple[Path, ...]] = (),
@@ -334,7 +334,7 @@ def predict_command(
         )
         sys.exit(1)
 
-
+# %% ../../nbs/602_commands.ipynb #f9d01905
 def predicting(
     args: Sequence[str],  # of the command line, after `predict`
 ) -> Callable:

@@ -52,7 +52,7 @@ def top_parser() -> argparse.ArgumentParser:
         commands.add_parser(name, help=what, add_help=False)
     return parser
 
-
+# %% ../../nbs/604_command_line.ipynb #dcbc3669
 def run_command(args: list[str]) -> None:
     "Load the command and hand it the other arguments."
     name = top_parser().parse_args(args[:1]).command

@@ -58,7 +58,7 @@ def named(
         pairs.append((name, path))
     return pairs
 
-
+# %% ../../nbs/601_table_commands.ipynb #95b7d121
 def read_tables(
     words: Sequence[str],  # as for `named`
 ) -> dict[str, pd.DataFrame | View]:
@@ -108,7 +108,7 @@ def part_of(tables: dict, who: pd.Index, inside: bool) -> dict:
 WRITTEN = ("estimator.json", "weights.safetensors", "test.csv", "scores.csv")  # what a model's folder holds
 Table = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 
-
+# %% ../../nbs/601_table_commands.ipynb #cf50efba
 def train_tables(
     table: Table,
     labels: Path,
@@ -193,7 +193,7 @@ def predict_tables(
     unsure = f", {said.answer.isna().sum()} of them without one" if abstain else ""
     print(f"{out}: answers for {len(said)} people{unsure}")
 
-
+# %% ../../nbs/601_table_commands.ipynb #62bcbead
 def report_run(run: tyro.conf.Positional[Path], out: Path | None = None) -> None:
     """A page about a model: scores by subset, who is taken for whom, how sure it may be.
 

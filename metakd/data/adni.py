@@ -88,7 +88,7 @@ def read_h5ad(path: Path) -> pd.DataFrame:
             f"{path}: not readable as h5ad ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else 'empty'})"
         ) from None
 
-
+# %% ../../nbs/303_adni.ipynb #42df34a0
 def read_table(folder: Path, name: str) -> pd.DataFrame:
     """One table of the layout, leaking columns dropped, genotypes checked. Raises a `MetakdError` where there is no
     such table, or a cell is no genotype.

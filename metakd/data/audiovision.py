@@ -57,7 +57,7 @@ def parse_name(
         )
     return int(found[1]), found[2], int(found[3])
 
-
+# %% ../../nbs/301_audiovision.ipynb #6d13af98
 def read_wav(
     path: str | Path,
 ) -> np.ndarray:  # [samples] float32, -1..1, at 8 kHz
@@ -348,7 +348,7 @@ def cached(
     atomic_write(path, safetensors.torch.save(tensors))
     return tensors
 
-
+# %% ../../nbs/301_audiovision.ipynb #68492bb3
 def audio_features(
     paths: Sequence[Path],  # recordings
     front_end: str = "paper",

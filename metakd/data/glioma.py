@@ -127,7 +127,7 @@ class Tumour(NamedTuple):
     solid: np.ndarray  # within the core: tumour that does not enhance
     label: np.ndarray  # uint8, in BraTS labels
 
-
+# %% ../../nbs/302_glioma.ipynb #a1338c82
 def distance_from_centre(
     noise: Noise,
     where: np.ndarray,

@@ -55,7 +55,7 @@ def as_numbers(values, where: str) -> tuple[int, ...]:
         raise MetakdError(f"{where}: {values} are no labels; expected whole numbers from 0 to 255")
     return tuple(values)
 
-
+# %% ../../nbs/307_layouts.ipynb #50580b8c
 def regions_of(
     labels: Mapping[str, Sequence[int]],  # name -> its labels
     regions: Mapping[str, Sequence[str]] | None,  # name -> names of labels; None: each label, background left out
@@ -113,7 +113,7 @@ def find_numbered(
         problems += [f"{path}: a segmentation without any image in {part}" for path in labels.values()]
     return [found[name] for name in sorted(found)], problems
 
-
+# %% ../../nbs/307_layouts.ipynb #2ad92075
 def numbered_images(path: Path, layout: ScanLayout) -> tuple[str, dict[str, Image]]:
     "The case of a file, and what it holds: one channel, or all of them."
     match = CHANNEL.fullmatch(stem_of(path))
@@ -329,7 +329,7 @@ def describe_folder(
         raise MetakdError("\n  ".join(problems))
     return about, cases_by_sequence(cases)
 
-
+# %% ../../nbs/307_layouts.ipynb #6229df40
 def cases_by_sequence(cases: Sequence[Case]) -> pd.DataFrame:
     "How many cases have which sequences, and a segmentation."
     rows = Counter((*("x" if a else "" for a in c.available), "x" if c.label else "") for c in cases)

@@ -113,7 +113,7 @@ def contents(folder: Path) -> dict[str, int]:
     "The names and sizes of a folder's files."
     return {p.name: p.stat().st_size for p in folder.iterdir()}
 
-
+# %% ../../nbs/306_lgg.ipynb #094680b0
 def find_patients(
     folder: Path,
     layout: ScanLayout,

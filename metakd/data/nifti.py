@@ -55,7 +55,7 @@ class Grid(NamedTuple):
         "mm from corner to corner: the longest distance there is."
         return float(np.linalg.norm(np.multiply(self.shape, self.spacing)))
 
-
+# %% ../../nbs/207_nifti.ipynb #4684d351
 def turn(
     values: np.ndarray,  # [X, Y, Z, ...]
     grid: Grid,
@@ -246,7 +246,7 @@ def same_locale():
     finally:
         locale.setlocale(locale.LC_ALL, before)
 
-
+# %% ../../nbs/207_nifti.ipynb #2b1bdb29
 @same_locale()
 def read_itk(path: Path) -> VolumeFile:
     """Whatever SimpleITK reads: one file, or a folder with one DICOM series. Raises a `MetakdError` where it holds no

@@ -174,7 +174,7 @@ class ScanLayout:
             **({"normalise": self.normalise.__name__} if self.normalise else {}),
         }
 
-
+# %% ../../nbs/208_scans.ipynb #b8c2a8cc
 BRATS = ScanLayout(
     "brats",
     ("flair", "t1", "t1c", "t2"),
@@ -216,6 +216,8 @@ BRATS = ScanLayout(
     {0: "background", 1: "core", 2: "oedema", 4: "enhancing tumour"},  # core: necrotic, or not enhancing
     post=postprocess,
 )
+
+# %% ../../nbs/208_scans.ipynb #9c4187fc
 SEQUENCES, REGIONS = BRATS.sequences, BRATS.regions
 
 # %% ../../nbs/208_scans.ipynb #f88bf168
@@ -297,7 +299,7 @@ def words(name: str) -> str:
     "A name as a layout compares it: of the same length, in lower case, words joined by underscores."
     return re.sub(r"[-. ]", "_", name.lower())
 
-
+# %% ../../nbs/208_scans.ipynb #649c53ca
 class Found(NamedTuple):
     "What a file's name says."
 
@@ -374,7 +376,7 @@ def scan(
         )
     return sorted(with_unique_names(cases), key=lambda c: c.name), sorted(problems)
 
-
+# %% ../../nbs/208_scans.ipynb #f496e697
 def first_of(paths: Sequence) -> str:
     "Some of many, for a message."
     return f"{paths[0]}" + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
@@ -619,7 +621,7 @@ def most_complete(
     every = len(cases[0].layout.sequences)
     return sorted(patients, key=lambda p: (best[p] == every) + (best[p] > 1), reverse=True)
 
-
+# %% ../../nbs/208_scans.ipynb #3797bc3f
 def make_folds(
     cases: Sequence[Case],
     folds: int = 5,
@@ -659,7 +661,7 @@ def make_folds(
         splits.append({part: [c.name for c in cases if whose[c.patient] == part] for part in PARTS})
     return splits
 
-
+# %% ../../nbs/208_scans.ipynb #850b310c
 def read_split(
     path: str | Path,
     cases: Sequence[Case],
@@ -775,7 +777,7 @@ def read_case(
         volumes[name] = resample(volumes[name], grids[name], grid, outside)
     return Examination(volumes, grid, own[finest], tuple(grids.values()))
 
-
+# %% ../../nbs/208_scans.ipynb #535540af
 def faces(volume: np.ndarray) -> np.ndarray:  # [N]
     "The voxels of a volume's six faces."
     return np.concatenate([np.take(volume, [0, -1], axis).ravel() for axis in range(3)])
@@ -999,7 +1001,7 @@ def network_shape(
         return tuple(shape)
     return tuple(max(1, round(n * s / w)) for n, s, w in zip(shape, spacing, wanted))
 
-
+# %% ../../nbs/208_scans.ipynb #6694a0f3
 def to_network(
     x: Tensor,  # [K, x, y, z]
     spacing: Sequence[float],  # mm between its voxels
@@ -1018,7 +1020,7 @@ def to_network(
             x = Resize(shape, mode="trilinear", anti_aliasing=smooth)(x.float()).as_tensor()
     return x
 
-
+# %% ../../nbs/208_scans.ipynb #4146fc39
 def prepare_case(
     case: Case,
     intensities: str = "quantile",  # the rule of `normalise`
@@ -1099,7 +1101,7 @@ def contrast_transform(
 
     return Contrast(0.5)
 
-
+# %% ../../nbs/208_scans.ipynb #d8ae1f44
 def crop_transform(
     window: Sequence[int],  # of a crop, in voxels
     regions: int = len(BRATS.regions),  # R
@@ -1179,7 +1181,7 @@ def plain_tensors():
         finally:
             set_track_meta(before)
 
-
+# %% ../../nbs/208_scans.ipynb #5a3d0602
 class Volumes:
     "Segmented cases on disk as a source of batches (chapter 101): crops for training, whole brains for evaluation."
 

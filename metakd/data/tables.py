@@ -503,7 +503,7 @@ def check_split(
                 raise MetakdError(f"rows of {person!r} stand in '{whose[person]}' and in '{p}' of the split")
     return parts
 
-
+# %% ../../nbs/204_tables.ipynb #229538d8
 def read_split(path: str | Path) -> dict[str, list[str]]:
     "The lists of a JSON file; `training` and `testing` are understood too. Raises a `MetakdError` where it is none."
     lists = read_json(path, f"an object with the lists {', '.join(PARTS)}")
@@ -541,7 +541,7 @@ def tendency(
         chance[:, k] = 0.0 if m == given else high ** (1 / max(shares[k], 1e-9) - 1)
     return chance
 
-
+# %% ../../nbs/204_tables.ipynb #9b6e5a8f
 def hide(
     samples: Samples,
     share: float | Mapping[str, float],  # of the people who lose a modality, 0..1, for all or for each of some

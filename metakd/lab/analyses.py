@@ -324,7 +324,7 @@ SCAN_WATCHED = (
     *(f"{k}_{m}" for k in ("w", "l1", "cosine") for m in SEQUENCES),
 )
 
-
+# %% ../../nbs/506_analyses.ipynb #4adae57a
 def scan_scores(
     method: Method, task: Segmentation, patients: Volumes, **key
 ) -> dict[str, pd.DataFrame]:  # file -> rows

@@ -65,7 +65,7 @@ def flops(run: Callable[[], object]) -> int:
         run()
     return counter.get_total_flops()
 
-
+# %% ../../nbs/508_bench.ipynb #6a49f8a3
 def bench_training(recipe: Recipe, repeats: int) -> dict:
     """An epoch of `train`, without and with validation, against the bare loop of the same steps on batches cut
     beforehand.
@@ -172,7 +172,7 @@ def bench_steps(
         "memory": {name: h / held[against] for name, h in held.items()},
     }
 
-
+# %% ../../nbs/508_bench.ipynb #72ebbab6
 def flat(prefix: str, table: dict[str, dict[str, float]]) -> dict[str, float]:
     "One level of names instead of two."
     return {f"{prefix}{what}_{name}": v for what, of in table.items() for name, v in of.items()}
@@ -340,7 +340,7 @@ def scan_like(folder: Path, patients: int, shape: Sequence[int], spacing: float 
             nib.Nifti1Image(label, np.diag([-spacing, -spacing, spacing, 1])), folder / f"P{k}" / f"P{k}_seg.nii.gz"
         )
 
-
+# %% ../../nbs/508_bench.ipynb #657af5f2
 def bench_data(shape: Sequence[int] = (240, 240, 155), patients: int = 8) -> dict:
     "The share of a training epoch spent waiting for data: from the files, and from the cache."
     result = {}
@@ -409,7 +409,7 @@ def bench_predict(shape: Sequence[int] = (240, 240, 155), counts: Sequence[int] 
 # %% ../../nbs/508_bench.ipynb #0bfd78d1
 SIZES = {"compact": 8, "reference": 64}  # network -> channels of its first level
 
-
+# %% ../../nbs/508_bench.ipynb #751aaa8d
 def whole_head(
     network: str,  # compact or reference
     ours: bool,  # NoKD's model, or MONAI's SegResNet of equal width

@@ -62,7 +62,7 @@ def fold_run(
     curve = curve_rows(history, layout.sequences, **key)
     return list(zip(tables(study), (cases, curve, means)))
 
-
+# %% ../../nbs/509_cross_validation.ipynb #a9c09dcf
 def fold_done(job: dict, out: Path) -> bool:
     "Are this run's rows in the folder?"
     return has_run(out / tables(job["study"])[-1], job, ("method", "fold", "seed"))

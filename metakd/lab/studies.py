@@ -240,7 +240,7 @@ def result_rows(
         (RUNS, [row]),
     ]
 
-
+# %% ../../nbs/505_studies.ipynb #430ad88a
 def study_run(recipe: TableRecipe, seed: int, drop: float, **study) -> list[tuple[str, list[dict]]]:
     "One job of a sweep, its importance weights over training among the results if it has any; `drop` is the recipe's."
     torch.set_num_threads(1)

@@ -68,7 +68,7 @@ class BratsMetaKD(MetaKDRecipe):
     meta_weight_decay: float = 5e-4
     "Of Adam, for the raw importance weights. Authors: 5e-4."
 
-
+# %% ../../nbs/504_table1.ipynb #6927eaaa
 REFERENCE = joined(SegmentationRecipe, BratsMetaKD)(
     alpha=0.1,
     pairs="sum",
@@ -436,7 +436,7 @@ def case_digests(experiment: Brats, recipe: SegmentationRecipe) -> dict[str, str
     volumes = experiment.volumes(experiment.parts(), recipe)
     return {part: digest([case["digest"] for case in source.survey().values()]) for part, source in volumes.items()}
 
-
+# %% ../../nbs/504_table1.ipynb #d3e95f01
 def table1(
     out: str | Path,  # folder for the tables
     data: str | Path,  # folder of cases

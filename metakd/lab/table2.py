@@ -252,7 +252,7 @@ def table2_done(job: dict, out: Path) -> bool:
     "Is this run's row in the folder?"
     return has_run(out / TABLES[job["tested"]], job, ("frontend", "split", "rate", "method", "seed"))
 
-
+# %% ../../nbs/503_table2.ipynb #75653039
 def table2(
     out: str | Path,
     recipe: AudioVisionRecipe = AudioVisionRecipe(),

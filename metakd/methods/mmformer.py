@@ -163,7 +163,7 @@ class MMFormerRecipe(Recipe):
     def ranges(self) -> dict[str, bool]:
         return super().ranges() | {k: getattr(self, k) >= 0 for k in ("separate", "deep")}
 
-
+# %% ../../nbs/409_mmformer.ipynb #aa6ab8ef
 class MMFormer(Supervised):
     "Intra- and inter-modal attention, with auxiliary predictions."
 

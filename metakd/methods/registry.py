@@ -48,7 +48,7 @@ class MethodSpec:
 
 METHODS: dict[tuple[str, str], MethodSpec] = {}  # (task, name) -> specification
 
-
+# %% ../../nbs/108_methods.ipynb #597eac90
 def register(
     name: str,  # in tables and on the command line
     task: str,  # the kind of task

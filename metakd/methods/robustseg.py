@@ -61,7 +61,7 @@ class HalvingConv3d(SliceConv3d):
         thin[2] = 0  # a slice needs none
         return super().forward(F.pad(x, [side for t in reversed(thin) for side in (0, t)]))
 
-
+# %% ../../nbs/408_robustseg.ipynb #d6b82097
 def appearance_encoder(
     widths: Sequence[int], kernel: int, size: int = 8
 ) -> nn.Sequential:  # [N, 1, D, H, W] -> [N, size]
@@ -122,7 +122,7 @@ class AdaptiveNorm(nn.Module):
         scale, shift = style[:, :, None, None, None].chunk(2, 1)
         return F.instance_norm(x) * (1 + scale) + shift
 
-
+# %% ../../nbs/408_robustseg.ipynb #119d464d
 class ImageDecoder(nn.Module):
     "One sequence from fused content and its own appearance."
 

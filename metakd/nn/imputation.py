@@ -85,7 +85,7 @@ class LinearImputer(Imputer):
         told = torch.einsum("jidc,bic...->bjid...", self.maps, features)
         return mean_of(told + self.shifts.view(*self.shifts.shape, *[1] * (told.ndim - 4)), sources)
 
-
+# %% ../../nbs/103_imputation.ipynb #f05023ee
 class GeneratorImputer(Imputer):
     "A small network corrects the mean, knowing which modality is asked for and which are there."
 

@@ -190,7 +190,7 @@ class Standardise(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # [N, ...] -> the same
         return ((x - self.mean) * self.scale).nan_to_num(0.0)
 
-
+# %% ../../nbs/102_networks.ipynb #be0ede83
 class VectorEncoder(nn.Sequential):
     "A table's row to a feature: two fully connected layers."
 
@@ -344,7 +344,7 @@ class UpConv3d(nn.ConvTranspose3d):
             x = super().forward(x)
         return x[:, :, : size[0], : size[1], : size[2]]
 
-
+# %% ../../nbs/102_networks.ipynb #b0bb1a07
 def quick_volumes(
     network: nn.Module,
     slices: bool = False,  # is it trained on slices?

@@ -55,7 +55,7 @@ def decide_regions(
         chosen[r] = (best[r] > 0) & (siblings.argmax(0) == own) & (True if parents[r] is None else chosen[parents[r]])
     return torch.stack(chosen, 1)
 
-
+# %% ../../nbs/206_segmentation.ipynb #de388baa
 def reliability_bins(
     probability: Tensor,  # [B, R, ...]
     y: Tensor,  # the same, 0 or 1
@@ -74,7 +74,7 @@ def reliability_bins(
 # %% ../../nbs/206_segmentation.ipynb #4c042017
 AT_ONCE = 2**15  # voxels of the windows in one pass
 
-
+# %% ../../nbs/206_segmentation.ipynb #82cd6546
 class Segmentation(Task):
     """A sigmoid for each of several regions; `y` is [B, R, D, H, W], 0 or 1.
 
