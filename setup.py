@@ -30,6 +30,7 @@ setup(
         "formats": cfg["formats_requirements"].split(),
         "h5ad": cfg["h5ad_requirements"].split(),
         "ray": cfg["ray_requirements"].split(),
+        "peers": cfg["peers_requirements"].split(),
         "export": cfg["export_requirements"].split(),
         "dev": cfg["dev_requirements"].split(),
     },

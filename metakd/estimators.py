@@ -20,7 +20,6 @@ from zipfile import BadZipFile
 import numpy as np
 import pandas as pd
 import safetensors.torch
-import skops.io
 import torch
 from safetensors import SafetensorError
 from scipy.sparse import issparse
@@ -761,6 +760,8 @@ def load(folder: str | Path) -> TableEstimator:
     about = read_json(folder / "estimator.json", "a kept estimator")
     if about.get("format") != KEPT or about.get("estimator") not in ESTIMATORS:
         raise MetakdError(f"{folder}: not what this version of metakd keeps; fit again")
+    import skops.io  # it takes seconds to import
+
     try:
         weights = safetensors.torch.load((folder / "weights.safetensors").read_bytes())
         each = {m: folder / f"transformer-{k}.skops" for k, m in enumerate(about["transformers"])}
@@ -771,6 +772,8 @@ def load(folder: str | Path) -> TableEstimator:
 
 def kept_transformer(transformer, name: str) -> bytes:
     "A fitted transformer as data without code. Raises a `MetakdError` for one that holds functions or strange classes."
+    import skops.io
+
     content = skops.io.dumps(transformer)
     if odd := sorted(set(skops.io.get_untrusted_types(data=content)) - set(TRUSTED)):
         raise MetakdError(

@@ -51,10 +51,11 @@ def paired_p(
 def paired_gain(
     a: Sequence[float],  # one value for each seed, or each case, in the same order as b
     b: Sequence[float],
+    shared: float = 0.0,  # as for `mean_interval`
 ) -> dict[str, float]:  # gain, half, p
     "By how much a is larger than b: the mean, half the width of its 95 % interval, and the one-tailed paired p."
-    gain, half = mean_interval(np.asarray(a, dtype=float) - np.asarray(b, dtype=float))
-    return {"gain": gain, "half": half, "p": paired_p(a, b)}
+    gain, half = mean_interval(np.asarray(a, dtype=float) - np.asarray(b, dtype=float), shared=shared)
+    return {"gain": gain, "half": half, "p": paired_p(a, b, shared)}
 
 # %% ../nbs/002_statistics.ipynb #1e01440d
 def summarise(

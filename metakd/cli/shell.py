@@ -34,6 +34,7 @@ COMMANDS = {  # name -> where its function is, what it does
     "table2": ("metakd.cli.lab:table2_command", "The paper's Table 2, in parallel, resumable."),
     "lgg": ("metakd.cli.lab:lgg_command", "Real gliomas with really missing sequences, by cross-validation."),
     "study": ("metakd.cli.lab:study_command", "Methods on tables and volumes of unlike modalities."),
+    "tables": ("metakd.cli.lab:tables_command", "Networks against trees and regressions on real tables, resumable."),
     "adni": ("metakd.cli.lab:adni_command", "The paper's third table, on a folder in ADNI's layout."),
     "demo": ("metakd.cli.lab:demo", "A small part of Table 2, with a picture, in minutes."),
     "bench": ("metakd.cli.lab:bench", "What the parts cost, as ratios."),

@@ -11,7 +11,7 @@ __all__ = ['STUDIES', 'METRICS', 'PAPER_ADNI', 'RUNS', 'SUBSETS', 'CURVES', 'KEY
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -22,7 +22,7 @@ from torch import Tensor
 from ..batch import source_digest
 from ..data.adni import adni_split, read_adni
 from ..data.memory_clinic import simulate_clinic
-from ..data.shipped import ad_data, multiple_features
+from ..data.shipped import TCGA, ad_data, breast_cancer, multiple_features, tcga
 from ..data.tables import PARTS, Samples, View, align, check_split, hide, read_split, stratified_split
 from ..estimators import TableMetaKD, TableRecipe
 from ..evaluation import evaluate, evaluate_present
@@ -38,6 +38,8 @@ STUDIES: dict[str, Callable[[], tuple[dict[str, pd.DataFrame | View], pd.Series]
     "digits": multiple_features,
     "alzheimer": ad_data,
     "clinic": simulate_clinic,
+    "breast_cancer": breast_cancer,
+    **{f"tcga_{cohort}": partial(tcga, cohort) for cohort in TCGA},
 }
 
 
@@ -68,8 +70,8 @@ class Study(Experiment):
     labels: ClassVar[type[Task]] = Classification  # what labels its people have
 
     data: str = "digits"
-    """digits (six views, chapter 305), alzheimer (four modalities, chapter 305), clinic (simulated, chapter 304), or a
-    folder in ADNI's layout (chapter 303).
+    """digits, alzheimer, breast_cancer, tcga_breast, tcga_kidney, tcga_glioma (real, chapter 305), clinic (simulated,
+    chapter 304), or a folder in ADNI's layout (chapter 303).
     """
     method: str = "MetaKD"
     "MeanInput, ZeroFill, HistGradientBoosting, Flex-MoE, NoKD, MetaKD, or one of your own."
