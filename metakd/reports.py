@@ -73,7 +73,7 @@ def subset_scores(
         else:
             right = 100.0 * (part.answer == part.truth)
             row["accuracy"], row["± accuracy"] = mean_interval(right)
-            row["balanced accuracy"], row["± balanced"] = balanced_interval(right, part.truth)
+            row["balanced accuracy"], row["± balanced accuracy"] = balanced_interval(right, part.truth)
             row["calibration error"] = 100 * part_calibration(part)
         rows.append(row)
     return pd.DataFrame(rows)

@@ -29,7 +29,7 @@ from .sweep import has_run, keep_recipe, read_runs, sweep
 from ..stats import paired_gain
 
 # %% ../../nbs/510_real_tables.ipynb #10d87ccd
-TABLES = ("digits", "alzheimer", "breast_cancer", "tcga_breast", "tcga_kidney", "tcga_glioma")
+TABLES = ("alzheimer", "breast_cancer", "tcga_glioma", "tcga_kidney", "tcga_breast", "digits")
 PEERS = ("LateFusion", "LogisticRegression", "RandomForest", "HistGradientBoosting", "XGBoost")
 NETWORKS = ("MetaKD", "NoKD", "ShaSpec", "ZeroFill", "MeanInput")
 BOOSTED = [{"shrinkage": s, "leaves": n, "bins": 32} for s, n in ((0.1, 4), (0.1, 16), (0.03, 16))]
@@ -150,8 +150,8 @@ def table_study(
     jobs = [
         {"data": d, "hidden": h, "method": m, "seed": s, "recipe": recipe}
         for h in hidden
-        for s in range(runs)
         for d in data
+        for s in range(runs)
         for m in methods
     ]
     sweep(jobs, table_run, out, table_done, workers, backend, (RUNS, SUBSETS), Study)

@@ -19,7 +19,7 @@ from ..files import MetakdError
 from .registry import register
 from .supervised import Supervised
 from ..nn.model import MultimodalModel
-from ..nn.networks import Encoders, LeNet, PatchEmbedding, Standardise, VolumeEncoder
+from ..nn.networks import Encoders, PatchEmbedding, Standardise, encoder_for
 from ..tasks.base import Recipe, Task
 
 # %% ../../nbs/410_flexmoe.ipynb #49c40008
@@ -190,12 +190,8 @@ def tokens_for(shape: Sequence[int], recipe) -> nn.Module:  # [N, *shape] -> [N,
     "The encoder of one modality."
     if len(shape) == 1:
         return nn.Sequential(Standardise(shape[0]), PatchEmbedding(shape[0], recipe.width, recipe.patches))
-    return nn.Sequential(
-        LeNet(shape, 128, recipe.normalise, recipe.scale)
-        if len(shape) == 3
-        else VolumeEncoder(shape, 128, recipe.normalise),
-        PatchEmbedding(128, recipe.width, recipe.patches),
-    )
+    encoder = encoder_for(shape, 128, recipe.normalise, recipe.scale)
+    return nn.Sequential(encoder, PatchEmbedding(128, recipe.width, recipe.patches))
 
 
 @register("Flex-MoE", task="classification", recipe=FlexMoERecipe)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LEAKY', 'last_layer', 'LeNet', 'apply_network', 'Encoders', 'Standardise', 'VectorEncoder', 'PatchEmbedding',
-           'VolumeEncoder', 'encoder_for', 'ConcatHead', 'as_picture', 'as_slice', 'SliceConv3d', 'UpConv3d',
-           'quick_volumes', 'ResidualEncoder', 'UNetDecoder', 'StandardConv3d', 'conv_block', 'Residual', 'bottleneck',
-           'Pyramid', 'ReferenceEncoder', 'ReferenceDecoder', 'ReflectConv3d']
+           'SequenceEncoder', 'VolumeEncoder', 'encoder_for', 'ConcatHead', 'as_picture', 'as_slice', 'SliceConv3d',
+           'UpConv3d', 'quick_volumes', 'ResidualEncoder', 'UNetDecoder', 'StandardConv3d', 'conv_block', 'Residual',
+           'bottleneck', 'Pyramid', 'ReferenceEncoder', 'ReferenceDecoder', 'ReflectConv3d']
 
 # %% ../../nbs/102_networks.ipynb #874e3978
 from collections.abc import Mapping, Sequence
@@ -220,15 +220,34 @@ class PatchEmbedding(nn.Module):
             1, 2
         )
 
+# %% ../../nbs/102_networks.ipynb #c7b112dc
+class SequenceEncoder(nn.Sequential):
+    "A sequence to a feature: three convolutions over time, each but the last with a pooling, then the mean over time."
+
+    def __init__(
+        self,
+        shape: Sequence[int],  # (channels, steps)
+        feature_size: int = 84,
+        normalise: bool = True,
+        widths: Sequence[int] = (32, 64, 64),
+    ):
+        layers = [Standardise((shape[0], 1))]
+        for k, (i, o) in enumerate(zip((shape[0], *widths), widths)):
+            pool = nn.MaxPool1d(2, ceil_mode=True) if k < len(widths) - 1 else nn.AdaptiveAvgPool1d(1)
+            layers += [nn.Conv1d(i, o, 5, padding=2), nn.GELU(), pool]
+        super().__init__(
+            *layers, nn.Flatten(), nn.Linear(widths[-1], feature_size), last_layer(feature_size, normalise)
+        )
+
 # %% ../../nbs/102_networks.ipynb #b6122e61
 class VolumeEncoder(nn.Sequential):
-    """A registered volume, less the mean of all, to a feature: two 3D convolutions and a pooling, three times. No norm
-    between them: how much grey matter there is must stay visible.
+    """A registered volume of one channel or several, less the mean of all, to a feature: two 3D convolutions and a
+    pooling, three times. No norm between them: how much grey matter there is must stay visible.
     """
 
     def __init__(
         self,
-        shape: Sequence[int],  # (1, depth, height, width)
+        shape: Sequence[int],  # (channels, depth, height, width)
         feature_size: int = 84,
         normalise: bool = True,
         widths: Sequence[int] = (8, 16, 32),  # Flex-MoE: 32, 64, 128
@@ -238,7 +257,7 @@ class VolumeEncoder(nn.Sequential):
         ),  # after the first and the second; the last averages all that is left. Flex-MoE, from 91 x 109 x 91: 2, 3, 4
     ):
         layers = [Standardise(shape, one_scale=True)]
-        for k, (i, o) in enumerate(zip((1, *widths), widths)):
+        for k, (i, o) in enumerate(zip((shape[0], *widths), widths)):
             layers += [
                 nn.Conv3d(i, o, 3, padding=1),
                 nn.ReLU(),
@@ -255,7 +274,8 @@ class VolumeEncoder(nn.Sequential):
 
 # %% ../../nbs/102_networks.ipynb #7119ee80
 def encoder_for(
-    shape: Sequence[int],  # of one input: (columns,), (channels, height, width) or (1, depth, height, width)
+    # of one input: (columns,), (channels, steps), (channels, height, width) or (channels, depth, height, width)
+    shape: Sequence[int],
     feature_size: int = 84,  # C
     normalise: bool = True,
     # pictures by their training samples, so that 0..255 and 0..1 are the same; tables and volumes always are
@@ -264,13 +284,15 @@ def encoder_for(
     "The usual encoder of such an input. Raises a `MetakdError` for inputs of another kind."
     if len(shape) == 1:
         return VectorEncoder(shape[0], feature_size, normalise)
+    if len(shape) == 2:
+        return SequenceEncoder(shape, feature_size, normalise)
     if len(shape) == 3:
         return LeNet(shape, feature_size, normalise, scale)
-    if len(shape) == 4 and shape[0] == 1:
+    if len(shape) == 4:
         return VolumeEncoder(shape, feature_size, normalise)
     raise MetakdError(
-        f"no encoder for inputs of shape {list(shape)}: expected [columns], [channels, height, width] or [1, depth, "
-        "height, width]; or bring your own"
+        f"no encoder for inputs of shape {list(shape)}: expected [columns], [channels, steps], [channels, height, "
+        "width] or [channels, depth, height, width]; or bring your own"
     )
 
 # %% ../../nbs/102_networks.ipynb #88273e64
