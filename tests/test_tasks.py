@@ -20,6 +20,8 @@ from metakd.lab.studies import RUNS, Samples, Study, result_rows
 from metakd.lab.table1 import Brats
 from metakd.methods.supervised import SegmentationRecipe
 from metakd.prediction import predict
+from metakd.tasks.multilabel import MultiLabel
+from metakd.tasks.survival import Survival
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -91,6 +93,44 @@ def test_a_study_of_numbers(method):
     assert row["error"] == pytest.approx(found, abs=1e-4)  # not in percent
     assert row["validation"] == pytest.approx(history.error.min(), abs=1e-4)
     again = study.prepare_test(TableRecipe(), p.about)
+    assert again.names == p.names and torch.equal(again.test.y, p.test.y)
+
+
+@dataclass(frozen=True)
+class Several(Numbers):
+    labels: ClassVar[type[Task]] = MultiLabel
+
+    def samples(self, seed: int):
+        views, y = people()
+        return align(views, y.map(lambda v: ("high",) * (v > 0.3) + ("low",) * (v < 0.0)), self.labels), y
+
+    def task_for(self, samples: Samples, y: Tensor | None) -> Task:
+        return MultiLabel(len(samples.classes))
+
+
+@dataclass(frozen=True)
+class Lives(Numbers):
+    labels: ClassVar[type[Task]] = Survival
+
+    def samples(self, seed: int):
+        views, y = people()
+        times = np.exp(-y)
+        return align(views, times.where(times < times.quantile(0.7), -times.quantile(0.7)), self.labels), times
+
+    def task_for(self, samples: Samples, y: Tensor | None) -> Task:
+        return Survival()
+
+
+@pytest.mark.parametrize("kind, metric", [(Several, "auc"), (Lives, "concordance")])
+@pytest.mark.parametrize("method", ["NoKD", "MetaKD", "ShaSpec"])
+def test_a_study_of_several_labels_and_of_times(kind, metric, method):
+    study = kind(method=method)
+    p = study.prepare(study.recipe_type()(epochs=10, lr=3e-3, balanced=False))
+    history = p.fit(progress=False)
+    row = dict(result_rows(study, p, history[metric].max()))[RUNS][0]
+    assert row[metric] == pytest.approx(100 * evaluate(p.method, p.task, p.test)[metric].mean(), abs=1e-3)
+    assert row[f"present_{metric}"] > 70  # a coin has 50
+    again = study.prepare_test(TableRecipe(), json.loads(json.dumps(p.about)))
     assert again.names == p.names and torch.equal(again.test.y, p.test.y)
 
 
