@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..batch import source_digest
 from ..data.adni import adni_split, read_adni
+from ..data.lgg import lgg_grades
 from ..data.memory_clinic import simulate_clinic
 from ..data.shipped import TCGA, ad_data, breast_cancer, multiple_features, tcga
 from ..data.tables import PARTS, Samples, View, align, check_split, hide, read_split, stratified_split
@@ -40,6 +41,7 @@ STUDIES: dict[str, Callable[[], tuple[dict[str, pd.DataFrame | View], pd.Series]
     "clinic": simulate_clinic,
     "breast_cancer": breast_cancer,
     **{f"tcga_{cohort}": partial(tcga, cohort) for cohort in TCGA},
+    "lgg_grades": lgg_grades,
 }
 
 
@@ -70,8 +72,8 @@ class Study(Experiment):
     labels: ClassVar[type[Task]] = Classification  # what labels its people have
 
     data: str = "digits"
-    """digits, alzheimer, breast_cancer, tcga_breast, tcga_kidney, tcga_glioma (real, chapter 305), clinic (simulated,
-    chapter 304), or a folder in ADNI's layout (chapter 303).
+    """digits, alzheimer, breast_cancer, tcga_breast, tcga_kidney, tcga_glioma (real, chapter 305), lgg_grades (real,
+    chapter 306), clinic (simulated, chapter 304), or a folder in ADNI's layout (chapter 303).
     """
     method: str = "MetaKD"
     "MeanInput, ZeroFill, HistGradientBoosting, Flex-MoE, NoKD, MetaKD, or one of your own."
