@@ -43,4 +43,5 @@ def test_every_notebook_runs_detached(site, tmp_path):
         capture_output=True,
         text=True,
     )
+    print(done.stdout[-5000:])  # how long each took: pytest -rP
     assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
