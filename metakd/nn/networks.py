@@ -572,10 +572,11 @@ class ReflectConv3d(nn.Conv3d):
         thin = [n == 1 for n in x.shape[2:]]
         if not any(thin):
             return super().forward(x)
+        if thin == [False, False, True]:  # a slice that is its own neighbour: the planes of a filter add up
+            (height, width, _), weight = self.padding, self.weight.sum(-1)
+            padded = nn.functional.pad(as_picture(x), (width, width, height, height), mode="reflect")
+            return as_slice(nn.functional.conv2d(padded, weight, self.bias, self.stride[:2]))
         for mode, along in (("replicate", thin), ("reflect", [not t for t in thin])):
             sides = [p * a for p, a in zip(self.padding, along) for _ in range(2)]
             x = nn.functional.pad(x, sides[::-1], mode=mode)  # PyTorch counts from the last axis
-        if thin == [False, False, True]:  # three times the same slice: the planes of a filter add up
-            middle = x[..., x.shape[-1] // 2, None]
-            return as_slice(nn.functional.conv2d(as_picture(middle), self.weight.sum(-1), self.bias, self.stride[:2]))
         return nn.functional.conv3d(x, self.weight, self.bias, self.stride)
