@@ -12,7 +12,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from metakd import MetaKDClassifier, MetakdError, MetaKDRegressor
+from metakd import MetaKDClassifier, MetakdError, MetaKDRegressor, MetaKDSurvival
 from metakd.data.tables import align
 from metakd.estimators import hold_out, load, save
 from metakd.methods.registry import methods
@@ -227,3 +227,24 @@ def test_doubt_is_learned_from_people_who_validate(fitted):
     assert 0.1 < answers.isna().mean() < 0.5
     truth = y[answers.index]
     assert (answers == truth)[answers.notna()].mean() >= (doubtful.predict(tables) == truth).mean()
+
+
+PEERS = ("LateFusion", "RandomForest", "LogisticRegression", "HistGradientBoosting", "XGBoost")
+
+
+@pytest.mark.parametrize("method", [*PEERS, "Flex-MoE", "ShaSpec"])
+def test_any_method_says_numbers_or_that_it_cannot(method):
+    rng, who = np.random.default_rng(0), pd.Index([f"P{k}" for k in range(120)])
+    a = pd.DataFrame(rng.normal(size=(120, 2)), who, ["u", "v"])
+    b = pd.DataFrame(rng.normal(size=(120, 2)), who, ["w", "z"])[:80]
+    tables, labels = {"a": a, "b": b}, (a.u > 0).map({True: "ill", False: "well"})
+    assert MetaKDClassifier(method, epochs=8).fit(tables, labels).score(tables, labels) > 0.8
+    assert MetaKDRegressor(method, epochs=8).fit(tables, a.u).score(tables, a.u) > 0.4
+    times = np.exp(-a.u)
+    if method in PEERS:
+        with pytest.raises(MetakdError, match="for classes and numbers, not for Survival"):
+            MetaKDSurvival(method, epochs=1).fit(tables, times)
+        with pytest.raises(MetakdError, match="cannot be kept"):
+            save(MetaKDClassifier(method).fit(tables, labels), "nowhere")
+    else:
+        assert MetaKDSurvival(method, epochs=8).fit(tables, times).score(tables, times) > 0.6

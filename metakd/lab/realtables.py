@@ -27,6 +27,7 @@ from .experiment import Setup
 from .studies import METRICS, Study, read_study
 from .sweep import has_run, keep_recipe, read_runs, sweep
 from ..stats import paired_gain
+from ..tasks.classification import Classification
 
 # %% ../../nbs/510_real_tables.ipynb #10d87ccd
 TABLES = ("alzheimer", "breast_cancer", "tcga_glioma", "tcga_kidney", "tcga_breast", "digits")
@@ -139,8 +140,10 @@ def table_study(
     another recipe or other data.
     """
     out = Path(out)
+    for h in hidden:
+        Study(hidden=h)
     for m in methods:
-        Study.find(m)
+        Study.find(m).fresh({"column": (1,)}, Classification(2), Study.recipe_for(m))  # is what it needs installed?
         if m not in SETTINGS:
             raise MetakdError(f"SETTINGS says nothing of {m}; add what is to be tried of it")
     for d in data:
