@@ -16,7 +16,7 @@ from ..batch import expand_to
 from .registry import register
 from .supervised import SegmentationRecipe, Supervised
 from ..nn.model import MultimodalModel
-from ..nn.networks import Encoders, ReflectConv3d, quick_volumes
+from ..nn.networks import Encoders, ReflectConv3d, quick_volumes, resize
 from ..tasks.base import Task
 
 # %% ../../nbs/406_hemis.ipynb #2475df61
@@ -84,7 +84,7 @@ class ResizeDecoder(nn.Module):
     ) -> Tensor:  # levels [B, K, C, ...], K C channels each -> [B, outputs, D, H, W]
         x = features[-1].flatten(1, 2)
         for block, skip in zip(self.blocks, reversed(features[:-1])):
-            x = block(torch.cat([F.interpolate(x, skip.shape[3:], mode="trilinear"), skip.flatten(1, 2)], 1))
+            x = block(torch.cat([resize(x, skip.shape[3:]), skip.flatten(1, 2)], 1))
         return self.out(x)
 
 # %% ../../nbs/406_hemis.ipynb #2af57275

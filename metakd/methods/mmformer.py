@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from math import prod
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..batch import Batch
@@ -21,7 +20,7 @@ from .registry import register
 from .supervised import Supervised
 from ..nn.imputation import impute_zero
 from ..nn.model import MultimodalModel
-from ..nn.networks import Encoders, ReflectConv3d, quick_volumes
+from ..nn.networks import Encoders, ReflectConv3d, quick_volumes, resize
 from ..tasks.base import Recipe, Task
 
 # %% ../../nbs/409_mmformer.ipynb #d1e27320
@@ -112,7 +111,7 @@ class FormerDecoder(nn.Module):
         logits = [self.out[-1](x)] if every else []
         for k in reversed(range(len(skips))):
             skip = self.skip[k](skips[k].flatten(1, 2))
-            x = self.join[k](torch.cat([self.up[k](F.interpolate(x, skip.shape[2:], mode="trilinear")), skip], 1))
+            x = self.join[k](torch.cat([self.up[k](resize(x, skip.shape[2:])), skip], 1))
             if every or k == 0:
                 logits.append(self.out[k](x))
         return logits
@@ -183,7 +182,7 @@ class MMFormer(Supervised):
         *coarse, fine = self.model.decoder.predictions(features, every=True)
         size = batch.y.shape[2:]
         task = self.task.loss(fine, batch.y)
-        deep = sum(self.task.loss(F.interpolate(c, size, mode="trilinear"), batch.y) for c in coarse)
+        deep = sum(self.task.loss(resize(c, size), batch.y) for c in coarse)
         present = batch.available
         levels = [f[present] for f in features[:-1]]  # the present (sample, sequence) pairs
         own = self.alone.predictions(levels[-1], [f[:, None] for f in levels[:-1]])[-1]

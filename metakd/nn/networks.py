@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LEAKY', 'last_layer', 'LeNet', 'apply_network', 'Encoders', 'Standardise', 'VectorEncoder', 'PatchEmbedding',
            'SequenceEncoder', 'VolumeEncoder', 'encoder_for', 'ConcatHead', 'as_picture', 'as_slice', 'SliceConv3d',
-           'UpConv3d', 'quick_volumes', 'ResidualEncoder', 'UNetDecoder', 'StandardConv3d', 'conv_block', 'Residual',
-           'bottleneck', 'Pyramid', 'ReferenceEncoder', 'ReferenceDecoder', 'ReflectConv3d']
+           'UpConv3d', 'resize', 'quick_volumes', 'ResidualEncoder', 'UNetDecoder', 'StandardConv3d', 'conv_block',
+           'Residual', 'bottleneck', 'Pyramid', 'ReferenceEncoder', 'ReferenceDecoder', 'ReflectConv3d']
 
 # %% ../../nbs/102_networks.ipynb #874e3978
 from collections.abc import Mapping, Sequence
@@ -365,6 +365,13 @@ class UpConv3d(nn.ConvTranspose3d):
         else:
             x = super().forward(x)
         return x[:, :, : size[0], : size[1], : size[2]]
+
+
+def resize(x: Tensor, size: Sequence[int]) -> Tensor:  # [N, C, D, H, W] -> [N, C, *size]
+    "Linear interpolation; of a slice to a slice in 2D."
+    if x.shape[-1] == size[-1] == 1:
+        return as_slice(nn.functional.interpolate(as_picture(x), tuple(size[:2]), mode="bilinear"))
+    return nn.functional.interpolate(x, tuple(size), mode="trilinear")
 
 # %% ../../nbs/102_networks.ipynb #b0bb1a07
 def quick_volumes(
