@@ -110,9 +110,9 @@ def ranked(part: pd.DataFrame) -> tuple[str, Task, torch.Tensor, torch.Tensor]: 
     "Answers about several labels or times as the task of chapter 112 or 113 judges them."
     if "time" in part:
         answer, truth = part[["answer"]].to_numpy(), part["time"].to_numpy(float)
-        return "concordance", Survival(), torch.from_numpy(answer), torch.from_numpy(truth)
+        return "concordance", Survival(), torch.tensor(answer), torch.tensor(truth)
     labels = label_columns(part)
-    logits = torch.from_numpy(part[list(labels.values())].to_numpy()).logit(1e-12)
+    logits = torch.tensor(part[list(labels.values())].to_numpy()).logit(1e-12)
     held = part.labels.str.split(";")
     return "auc", MultiLabel(len(labels)), logits, torch.tensor([[float(n in h) for n in labels] for h in held])
 

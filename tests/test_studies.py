@@ -164,7 +164,7 @@ def test_from_a_folder_to_a_table(tmp_path, capsys):
     [
         (
             ["train", "study", "--data", "nowhere", "--out", "{out}"],
-            "unknown study 'nowhere': choose digits, alzheimer, clinic, or a folder",
+            "unknown study 'nowhere': choose digits, alzheimer, clinic, ",
         ),
         (
             ["study", "--methods", "Gan", "--out", "{out}"],

@@ -460,6 +460,7 @@ def bench_whole_head(
     counts: Sequence[int] = (1, 4),  # of sequences
     shape: Sequence[int] = (240, 240, 155),
     size: int = 96,
+    kinds: Sequence[str] = ("step", "answer"),  # what is done
 ) -> pd.DataFrame:  # a row for each network, library, count and what is done
     "What a head of full size costs: training step and answer, seconds and peak memory."
     script = (
@@ -470,8 +471,8 @@ def bench_whole_head(
     with tempfile.TemporaryDirectory() as folder:
         scan_like(Path(folder) / "cases", 1, shape)
         list(Volumes(find_cases(Path(folder) / "cases"), (size,) * 3, Path(folder) / "cache").whole())
-        for network, ours, n, training in product(networks, (True, False), counts, (True, False)):
-            what = json.dumps([network, ours, n, training, folder, size])
+        for network, ours, n, kind in product(networks, (True, False), counts, kinds):
+            what = json.dumps([network, ours, n, kind == "step", folder, size])
             done = subprocess.run([sys.executable, "-c", script, what], capture_output=True, text=True)
             if done.returncode:
                 raise MetakdError(f"a measurement failed: {done.stderr[-500:]}")
@@ -480,7 +481,7 @@ def bench_whole_head(
                     "network": network,
                     "of": "metakd" if ours else "SegResNet",
                     "sequences": n,
-                    "what": "step" if training else "answer",
+                    "what": kind,
                     **json.loads(done.stdout.splitlines()[-1]),
                 }
             )
