@@ -9,6 +9,7 @@ __all__ = ['TRUTH', 'MARK', 'answers', 'label_columns', 'class_columns', 'subset
 
 # %% ../nbs/212_reports.ipynb #66643696
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def answers(
     y: pd.Series,  # their labels, by identifier
 ) -> pd.DataFrame:  # one row per person and subset of what is known of the person
     """The columns id, subset, natural (is the subset all that is known?), truth, answer, and for classes the
-    probability of each as p_CLASS. Several labels stand in `labels` in place of truth, joined by a semicolon; times in
+    probability of each as p_CLASS. Several labels stand in `labels` in place of truth, as a list in JSON; times in
     `time`, with risks as answers. Raises a `MetakdError` for people without a label.
     """
     batch, ids = estimator.people(X)
@@ -57,7 +58,7 @@ def answers(
     table = pd.concat(tables, ignore_index=True)
     truth = y.loc[table["id"]]
     if isinstance(estimator, MetaKDMultiLabel):
-        truth = truth.map(lambda labels: ";".join(sorted(map(str, labels))))
+        truth = truth.map(lambda labels: json.dumps(sorted(map(str, labels))))
     table.insert(3, TRUTH.get(type(estimator), "truth"), truth.to_numpy())
     return table
 
@@ -71,7 +72,7 @@ def class_columns(table: pd.DataFrame) -> dict[str, str]:  # class -> column
     "The same where they are classes, of which everybody has one."
     return label_columns(table) if "truth" in table else {}
 
-
+# %% ../nbs/212_reports.ipynb #1751ff94
 def subset_scores(
     table: pd.DataFrame,  # from `answers`
 ) -> pd.DataFrame:  # one row per subset
@@ -113,7 +114,7 @@ def ranked(part: pd.DataFrame) -> tuple[str, Task, torch.Tensor, torch.Tensor]: 
         return "concordance", Survival(), torch.tensor(answer), torch.tensor(truth)
     labels = label_columns(part)
     logits = torch.tensor(part[list(labels.values())].to_numpy()).logit(1e-12)
-    held = part.labels.str.split(";")
+    held = part.labels.map(json.loads)
     return "auc", MultiLabel(len(labels)), logits, torch.tensor([[float(n in h) for n in labels] for h in held])
 
 
@@ -121,11 +122,14 @@ def bootstrapped(
     score: Callable[[np.ndarray], float],  # of some people, by their numbers; 0..1
     people: int,
     draws: int = 100,
-) -> tuple[float, float]:  # in percent: of everybody, and half the width of the 95 % interval
-    "A score that is no mean over people, with an interval over people who are drawn again and again."
-    rng = np.random.default_rng(0)
-    again = [score(rng.integers(people, size=people)) for _ in range(draws)]
-    return 100 * score(np.arange(people)), 196 * float(np.nanstd(again)) if people > 1 else float("nan")
+    most: int = 1000,  # people in a draw: pairs of people are compared
+) -> tuple[float, float]:  # in percent: of everybody, and half the width of the 95 % interval; nan where there is none
+    "A score that is no mean over people, with an interval from people who are drawn again and again."
+    rng, n = np.random.default_rng(0), min(people, most)
+    again = [score(rng.integers(people, size=n)) for _ in range(draws)]
+    again = [v for v in again if not np.isnan(v)]
+    spread = np.std(again) * np.sqrt(n / people) if len(again) > 1 and people > 1 else np.nan
+    return 100 * score(np.arange(people)), 100 * 1.96 * float(spread)
 
 # %% ../nbs/212_reports.ipynb #f7fdf519
 def part_calibration(part: pd.DataFrame) -> float:

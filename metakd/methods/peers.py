@@ -31,11 +31,11 @@ def everything(data: Source) -> tuple[dict[str, Tensor], Tensor, np.ndarray]:  #
     x = {m: torch.cat([b.x[m] for b in batches]) for m in names}
     return x, torch.cat([b.available for b in batches]), torch.cat([b.y for b in batches]).numpy()
 
-
+# %% ../../nbs/412_peers.ipynb #f00b3161
 class Learner:
-    """One of scikit-learn's learners as a task wants it: labels in, logits out. Classes are log probabilities, those
-    that nobody in training has among them; numbers are in units of their spread. Raises a `MetakdError` for other
-    tasks.
+    """A classifier or a regressor of scikit-learn behind the interface of a task: it is fitted to labels and answers
+    with logits. For classes those are log probabilities, of every class that the task has; for numbers, the answer in
+    units of the spread of the training labels. Raises a `MetakdError` for other tasks.
     """
 
     def __init__(
@@ -46,7 +46,9 @@ class Learner:
         weigh: bool = False,  # by sample: every class the same, for a classifier without the option
     ):
         if not isinstance(task, (Classification, Regression)):
-            raise MetakdError(f"a peer without a network is for classes and numbers, not for {type(task).__name__}")
+            raise MetakdError(
+                f"a method without a network is for classes and numbers, not for {type(task).__name__}; choose another"
+            )
         self.task, self.numbers, self.weigh = task, isinstance(task, Regression), weigh
         self.learner = regressor() if self.numbers else classifier()
 
@@ -119,7 +121,7 @@ class BoostedRecipe(Recipe):
 
 
 def class_weight(recipe: Recipe) -> str | None:
-    "scikit-learn's word for classes that weigh the same, where the recipe wants it."
+    "The option of scikit-learn's classifiers by which every class weighs the same, if the recipe says so."
     return "balanced" if getattr(recipe, "balanced", False) else None
 
 
@@ -246,10 +248,10 @@ class LateFusion(Method):
         "What the learner of a modality says of people whom it was not fitted on."
         from sklearn.model_selection import KFold, StratifiedKFold
 
-        fold, most = (
-            (KFold, len(y)) if y.dtype.kind == "f" else (StratifiedKFold, np.unique(y, return_counts=True)[1].min())
-        )
-        folds = min(self.folds, int(most))
+        fold, most = KFold, len(y)
+        if not self.above.numbers:
+            fold, most = StratifiedKFold, int(np.unique(y, return_counts=True)[1].min())
+        folds = min(self.folds, most)
         if folds < 2:
             return self.said(linear(self.task, self.recipe).fit(values, y), values)
         answer = np.zeros((len(y), self.task.outputs))
@@ -277,7 +279,7 @@ class LateFusion(Method):
                 answers[has, k] = self.said(learner, x[m][has].flatten(1).numpy())
         return torch.from_numpy(self.above.logits(self.stacked(answers, available)))
 
-
+# %% ../../nbs/412_peers.ipynb #bec7246d
 @register("LateFusion", task="classification", recipe=LinearRecipe)
 def build_late_fusion(shapes: Mapping[str, Sequence[int]], task: Task, recipe: LinearRecipe) -> LateFusion:
     "One learner for each modality, stacked."
