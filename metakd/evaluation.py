@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping, Sequence
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from .batch import Batch, Source, all_subsets, check_modality, subset_name
@@ -171,6 +170,8 @@ def temperature(
     weight: Tensor | None = None,  # of a sample of each class; None: all alike
 ) -> float:  # between 1 / 20 and 20
     "What logits are to be divided by, so that cross-entropy is least."
+    from scipy.optimize import minimize_scalar  # takes longer to import than all of this chapter
+
     logits, classes = probability.double().clamp(min=1e-12).log(), probability.shape[1]
     uncertain = classes / (classes - 1) / (len(y) + 2)  # the right class of N answers is worth (N + 1) / (N + 2)
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-import scipy.stats
+from scipy.special import stdtr, stdtrit  # not scipy.stats, which takes a second to import
 
 from .files import MetakdError
 
@@ -24,9 +24,7 @@ def mean_interval(
     v = np.asarray(values, dtype=float)
     if len(v) < 2:
         return float(v.mean()), float("nan")
-    return float(v.mean()), float(
-        scipy.stats.t.ppf((1 + level) / 2, len(v) - 1) * v.std(ddof=1) * np.sqrt(1 / len(v) + shared)
-    )
+    return float(v.mean()), float(stdtrit(len(v) - 1, (1 + level) / 2) * v.std(ddof=1) * np.sqrt(1 / len(v) + shared))
 
 
 def paired_p(
@@ -45,7 +43,7 @@ def paired_p(
         return float("nan")
     if np.ptp(d) == 0:
         return 0.0 if d[0] > 0 else 0.5 if d[0] == 0 else 1.0  # no spread: t is infinite, or undefined at 0
-    return float(scipy.stats.t.sf(d.mean() / (d.std(ddof=1) * np.sqrt(1 / len(d) + shared)), len(d) - 1))
+    return float(stdtr(len(d) - 1, -d.mean() / (d.std(ddof=1) * np.sqrt(1 / len(d) + shared))))
 
 # %% ../nbs/002_statistics.ipynb #9890e930
 def paired_gain(

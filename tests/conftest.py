@@ -1,9 +1,11 @@
 import json
+import multiprocessing
 import os
 import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -90,6 +92,29 @@ def assert_same_run(a: Path, b: Path) -> None:
     pd.testing.assert_frame_equal(log(a), log(b), check_exact=True)
     weights, others = (safetensors.torch.load_file(x / "weights.safetensors") for x in (a, b))
     assert weights.keys() == others.keys() and all(torch.equal(weights[k], others[k]) for k in weights)
+
+
+def kill_in_training(prepare, train, run: Path) -> None:
+    "Prepare and train in a process of its own; kill it once a checkpoint lies in the run's folder."
+    import torch
+
+    def slowly():
+        # renews the pool that did not survive the fork, before two loading threads do so at once
+        torch.set_num_threads(1)
+        p = prepare()
+        loss = p.method.training_loss
+        # time to be killed in
+        p.method.training_loss = lambda batch: (time.sleep(0.3 if p.method.progress > 0.4 else 0), loss(batch))[1]
+        train(p)
+
+    process = multiprocessing.get_context("fork").Process(target=slowly)
+    process.start()
+    while not list((run / "checkpoints").glob("step-*")):
+        assert process.is_alive(), "the training ended before it could be killed"
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL and not (run / "weights.safetensors").exists()
 
 
 def with_rubbish(batch, rubbish: float = float("nan")):

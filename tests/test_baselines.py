@@ -2,18 +2,13 @@
 number of modalities; and a new method in ten lines.
 """
 
-import os
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import Tensor
 
-from conftest import assert_nothing_absent_is_read, assert_same_run, two_processes
+from conftest import assert_nothing_absent_is_read, assert_same_run, kill_in_training, two_processes
 from metakd.batch import Batch, all_subsets
 from metakd.files import MetakdError
 from metakd.lab.table2 import AudioVision, AudioVisionRecipe, lead, own_rate, run, table2, table2_jobs, table2_view
@@ -27,7 +22,6 @@ from metakd.training import train
 COMPARED = [name for name in AudioVision.rows if own_rate(name) is None]
 BASELINES = [name for name in COMPARED if name not in ("NoKD", "MetaKD")]
 NEED_COMPLETE = ["AutoEncoder", "GAN", "Full2miss", "SMIL"]
-ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -48,31 +42,7 @@ def test_there_are_all():
 def test_sigkill_then_resume_gives_the_same_bits(name, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     fit(prepared(name), whole)
-    command = [
-        sys.executable,
-        "-m",
-        "metakd.cli",
-        "train",
-        "audiovision",
-        "--method",
-        name,
-        "--rate",
-        "0.2",
-        "--recipe.epochs",
-        "4",
-        "--checkpoint-seconds",
-        "0",
-        "--out",
-        str(killed),
-    ]
-    process = subprocess.Popen(command, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    for _ in range(4800):
-        if list((killed / "checkpoints").glob("step-*")):
-            break
-        assert process.poll() is None, "the training ended before it could be stopped"
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL and not (killed / "weights.safetensors").exists()
+    kill_in_training(lambda: prepared(name), lambda p: fit(p, killed, checkpoint_seconds=0), killed)
     fit(prepared(name), killed, resume=True)
     assert_same_run(whole, killed)
 

@@ -24,6 +24,7 @@ from metakd.methods.supervised import SegmentationRecipe
 from metakd.training import load_weights, train
 
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = [
     "--recipe.no-relative",
     "--recipe.epochs",
@@ -58,8 +59,8 @@ def metakd(*args, **options):
 def run(cohort, tmp_path_factory):
     "A training that nobody disturbed."
     out = tmp_path_factory.mktemp("run") / "run"
-    done = metakd("train", "brats", "--data", cohort, "--cache", out.parent / "cache", "--out", out, *SMALL)
-    assert done.returncode == 0, done.stderr[-2000:]
+    torch.set_num_threads(1)
+    main(command(cohort, out)[3:])
     return out
 
 
@@ -92,8 +93,7 @@ def test_sigkill_then_resume_gives_the_same_bits(cohort, run, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (out / "weights.safetensors").exists()
-    done = subprocess.run(command(cohort, out, "--resume"), env=ENV, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
+    main(command(cohort, out, "--resume")[3:])
     assert_same_run(run, out)
 
 

@@ -2,17 +2,11 @@
 from a folder to a table.
 """
 
-import os
-import signal
-import subprocess
-import sys
-import time
-
 import pandas as pd
 import pytest
 import torch
 
-from conftest import assert_nothing_absent_is_read, assert_same_run, two_processes, with_rubbish
+from conftest import assert_nothing_absent_is_read, assert_same_run, kill_in_training, two_processes, with_rubbish
 from metakd.batch import Batch, all_subsets
 from metakd.cli import main
 from metakd.lab.studies import Study
@@ -77,38 +71,16 @@ def test_stopped_anywhere_then_resumed_gives_the_same_bits(name, own, tmp_path):
 
 
 def test_sigkill_then_resume(tmp_path):
-    command = [
-        "train",
-        "study",
-        "--data",
-        "alzheimer",
-        "--hidden",
-        "0.3",
-        "--folds",
-        "5",
-        "--method",
-        "Flex-MoE",
-        "--checkpoint-seconds",
-        "0",
-        "--out",
-    ]
-    for k, v in {**SMALL, "width": 16, "patches": 2, "experts": 3, "top": 2, "moe_hidden": 8, "epochs": 30}.items():
-        command[-1:-1] = [f"--recipe.{k.replace('_', '-')}", str(v)]
-    killed = tmp_path / "killed"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "metakd.cli", *command, str(killed)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    while not list((killed / "checkpoints").glob("step-*")):
-        assert process.poll() is None, "the training ended before it could be killed"
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL and not (killed / "weights.safetensors").exists()
-    main([*command, str(killed), "--resume"])
-    main([*command, str(tmp_path / "whole")])
-    assert_same_run(killed, tmp_path / "whole")
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    study = Study("alzheimer", "Flex-MoE", 0.3, 5)
+
+    def go(p, out, **options):
+        p.fit(out, progress=False, checkpoint_seconds=0, **options)
+
+    kill_in_training(lambda: study.prepare(recipe("Flex-MoE")), lambda p: go(p, killed), killed)
+    go(study.prepare(recipe("Flex-MoE")), killed, resume=True)
+    go(study.prepare(recipe("Flex-MoE")), whole)
+    assert_same_run(killed, whole)
 
 
 def test_two_processes_stay_equal(tmp_path):

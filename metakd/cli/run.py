@@ -22,7 +22,6 @@ from typing import Annotated, Literal, NamedTuple
 import torch
 import tyro
 
-from .tables import predict_tables, train_tables
 from ..data.audiovision import FRONT_ENDS, load
 from ..data.glioma import BRATS_SHAPE, write_cohort
 from ..data.layouts import cases_by_sequence, describe_folder, layout_of
@@ -131,7 +130,12 @@ def training_commands(
 ) -> dict[str, Callable]:
     "The commands of `metakd train`; the one that is asked for knows the method's own numbers."
     method = {name: named_method(args) if args[:1] == [name] else "MetaKD" for name in TRAININGS}
-    return {"tables": train_tables} | {name: train_command(name, m) for name, m in method.items()}
+    commands = {name: train_command(name, m) for name, m in method.items()}
+    if args and args[0] in commands:  # the other one imports scikit-learn, which takes as long as torch
+        return commands
+    from metakd.cli.tables import train_tables
+
+    return {"tables": train_tables} | commands
 
 # %% ../../nbs/602_commands.ipynb #64d1019e
 def open_run(
@@ -340,7 +344,11 @@ def predicting(
 ) -> Callable:
     "The command that suits the run that is named: of scans, or of tables."
     tables = any(word.split("=")[0] == "--table" or (Path(word) / "estimator.json").is_file() for word in args)
-    return predict_tables if tables else predict_command
+    if not tables:
+        return predict_command
+    from metakd.cli.tables import predict_tables  # as in `training_commands`
+
+    return predict_tables
 
 # %% ../../nbs/602_commands.ipynb #22ab73a0
 def data(

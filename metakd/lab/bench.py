@@ -22,7 +22,6 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
-import librosa
 import nibabel as nib
 import numpy as np
 import pandas as pd
@@ -217,6 +216,8 @@ def bench_segmenters(
 # %% ../../nbs/508_bench.ipynb #20852828
 def bench_features(repeats: int, source: str, path: str | None) -> dict:
     "Features of all recordings, cold and from the cache, against a loop of librosa over the files."
+    import librosa
+
     paths, _, _ = choose_recordings(path, source)
     result, before = {}, os.environ.get("METAKD_CACHE")
     for name, fe in FRONT_ENDS.items():

@@ -20,12 +20,12 @@ import torch
 
 from ..batch import Batch, source_digest
 from ..data.tables import align
-from ..estimators import TableRecipe, usual_batch, usual_epochs
 from ..evaluation import evaluate, evaluate_present
 from ..files import MetakdError, MetakdWarning
 from .experiment import Setup
 from .studies import METRICS, Study, read_study
 from .sweep import has_run, keep_recipe, read_runs, sweep
+from ..methods.supervised import TableRecipe, usual_batch, usual_epochs
 from ..stats import paired_gain
 from ..tasks.classification import Classification
 

@@ -25,11 +25,12 @@ from ..data.lgg import lgg_grades
 from ..data.memory_clinic import simulate_clinic
 from ..data.shipped import TCGA, ad_data, breast_cancer, multiple_features, tcga
 from ..data.tables import PARTS, Samples, View, align, check_split, hide, read_split, stratified_split
-from ..estimators import TableMetaKD, TableRecipe
 from ..evaluation import evaluate, evaluate_present
 from ..files import MetakdError, MetakdWarning
 from .experiment import Experiment, Setup
 from .sweep import has_run, keep_recipe, read_runs, sweep
+from ..methods.metakd import TableMetaKD
+from ..methods.supervised import TableRecipe
 from ..stats import mean_interval, paired_p
 from ..tasks.base import Method, Task
 from ..tasks.classification import Classification
