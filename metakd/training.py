@@ -323,7 +323,7 @@ class Training:
             data.to(a.device),
             recipe.batch_size,
             recipe.seed,
-            recipe.drop,
+            0.0 if method.hides else recipe.drop,
             math.ceil(recipe.drop_from * self.total),
             a.process_index,
             a.num_processes,

@@ -35,7 +35,7 @@ def fit(p, out=None, **options):
 
 
 def test_there_are_all():
-    assert BASELINES == ["AutoEncoder", "GAN", "Full2miss", "SMIL", "ShaSpec"]
+    assert BASELINES == ["AutoEncoder", "GAN", "Full2miss", "SMIL", "ShaSpec", "SubsetKD"]
 
 
 @pytest.mark.parametrize("name", BASELINES)

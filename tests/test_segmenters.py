@@ -61,7 +61,7 @@ def runs(cohort, split, tmp_path_factory):
 
 
 def test_there_are_all():
-    assert METHODS == ["U-HeMIS", "U-HVED", "RobustSeg", "mmFormer", "ShaSpec", "NoKD", "MetaKD"]
+    assert METHODS == ["U-HeMIS", "U-HVED", "RobustSeg", "mmFormer", "ShaSpec", "NoKD", "MetaKD", "SubsetKD"]
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -13,7 +13,7 @@ from metakd.lab.studies import Study
 from metakd.tasks.classification import Classification
 
 METHODS = list(Study.rows)
-TRAINED = [m for m in METHODS if m != "HistGradientBoosting"]  # step by step
+TRAINED = [*(m for m in METHODS if m != "HistGradientBoosting"), "SubsetKD"]  # step by step
 SHAPES = {"scan": (1, 8, 8, 8), "blood": (7,), "genes": (20,), "picture": (1, 16, 16)}
 SMALL = {"epochs": 3, "batch_size": 64, "feature_size": 16}
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -177,8 +177,8 @@ class MetaKD(Supervised):
     ['network', 'importance']
     """
 
-    def __init__(self, model: MultimodalModel, task: Task, recipe: MetaKDRecipe):
-        super().__init__(model, task, recipe)
+    def __init__(self, model: MultimodalModel, task: Task, recipe: MetaKDRecipe, **parts: nn.Module):
+        super().__init__(model, task, recipe, **parts)
         learned = recipe.alpha > 0 and len(self.modalities) > 1 and not recipe.weights
         self.meta_every = recipe.meta_every if learned else 0
         self.importance = ImportanceWeights(len(self.modalities), recipe.normalisation)
@@ -213,17 +213,27 @@ class MetaKD(Supervised):
         loss = self.task.loss(logits, batch.y)
         logs = {"task": loss.detach()}
         loss = loss + self.model.auxiliary_loss(features, batch.available)
-        m = len(self.modalities)
-        if self.recipe.alpha > 0 and m > 1 and self.progress >= self.recipe.distill_from:
-            pairs = self.pair_share * (m * (m - 1) if self.recipe.pairs == "mean" else 1)
-            if self.recipe.shuffled:
-                w = w.roll(1)
-            distillation = distillation_loss(features[-1], batch.available, w, self.recipe.distance, teachers) / pairs
-            if self.recipe.relative:
-                distillation = distillation / spread(features[-1], batch.available, self.recipe.distance)
+        if self.distils:
+            distillation = self.distillation(features[-1], batch.available, w, teachers)
             loss = loss + self.recipe.alpha * distillation
             logs["distillation"] = distillation.detach()
         return loss, logs
+
+    @property
+    def distils(self) -> bool:
+        "Is equation (5) a part of the loss now?"
+        return self.recipe.alpha > 0 and len(self.modalities) > 1 and self.progress >= self.recipe.distill_from
+
+    def distillation(self, feature: Tensor, available: Tensor, w: Tensor, teachers: Tensor | None = None) -> Tensor:
+        "Equation (5) as the recipe has it."
+        m = len(self.modalities)
+        pairs = self.pair_share * (m * (m - 1) if self.recipe.pairs == "mean" else 1)
+        if self.recipe.shuffled:
+            w = w.roll(1)
+        distillation = distillation_loss(feature, available, w, self.recipe.distance, teachers) / pairs
+        if self.recipe.relative:
+            distillation = distillation / spread(feature, available, self.recipe.distance)
+        return distillation
 
     def meta_step(self, held_out: Batch, training: Batch) -> dict[str, Tensor]:
         """One step of the upper level of equation (4): the raw weights move, the network does not. Raises a

@@ -433,12 +433,17 @@ class UNetDecoder(nn.Module):
         )
         self.out = nn.Conv3d(skips[0], regions, 1)
 
-    def forward(self, features: list[Tensor]) -> Tensor:  # levels [B, M, C, ...] -> logits [B, R, D, H, W]
-        x = features[-1].flatten(1, 2)
+    def levels(self, features: list[Tensor]) -> list[Tensor]:  # [B, M, C, ...] -> [B, C, ...], the finest last
+        "The way up: what is known at each resolution."
+        x, found = features[-1].flatten(1, 2), []
         for k in reversed(range(len(features) - 1)):
             skip = self.reduce[k](features[k].flatten(1, 2))
             x = self.merge[k](self.up[k](x, skip.shape[2:]) + skip)
-        return self.out(x)
+            found.append(x)
+        return found
+
+    def forward(self, features: list[Tensor]) -> Tensor:  # levels [B, M, C, ...] -> logits [B, R, D, H, W]
+        return self.out(self.levels(features)[-1])
 
 # %% ../../nbs/102_networks.ipynb #9fcd228c
 class StandardConv3d(SliceConv3d):

@@ -121,6 +121,11 @@ class Classification(Task):
             return F.cross_entropy(logits, y)
         return (F.cross_entropy(logits, y, reduction="none") * self.weight.to(y.device)[y]).mean()
 
+    def imitation(self, logits: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:  # [B]
+        "The Kullback-Leibler divergence of softened probabilities (Hinton et al., 2015)."
+        said, taught = ((v / temperature).log_softmax(1) for v in (logits, teacher))
+        return temperature**2 * F.kl_div(said, taught, log_target=True, reduction="none").sum(1)
+
     def outcome(self, logits: Tensor) -> Tensor:  # [B, classes]
         return logits.softmax(1)
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..files import MetakdError
-from .base import Task
+from .base import Task, sigmoid_imitation
 
 # %% ../../nbs/112_multilabel.ipynb #976a0c39
 class MultiLabel(Task):
@@ -56,6 +56,9 @@ class MultiLabel(Task):
 
     def loss(self, logits: Tensor, y: Tensor) -> Tensor:
         return F.binary_cross_entropy_with_logits(logits, y.to(logits.dtype))
+
+    def imitation(self, logits: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:  # [B]
+        return sigmoid_imitation(logits, teacher, temperature)
 
     def outcome(self, logits: Tensor) -> Tensor:  # [B, L]
         return logits.sigmoid()

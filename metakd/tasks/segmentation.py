@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..batch import Batch
 from ..files import MetakdError
-from .base import Method, Task
+from .base import Method, Task, sigmoid_imitation
 
 # %% ../../nbs/206_segmentation.ipynb #b4da8280
 def hausdorff95(
@@ -129,6 +129,9 @@ class Segmentation(Task):
 
     def outcome(self, logits: Tensor) -> Tensor:  # [B, R, D, H, W]
         return logits.sigmoid()
+
+    def imitation(self, logits: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:  # [B]
+        return sigmoid_imitation(logits, teacher, temperature)
 
     def loss(self, logits: Tensor, y: Tensor) -> Tensor:
         return self.dice(logits, y) + self.bce * F.binary_cross_entropy_with_logits(logits, y)
