@@ -54,6 +54,7 @@ COLOURS = {
     "ShaSpec": GREEN,
     "NoKD": BLACK,
     "MetaKD": BLUE,
+    "SubsetKD": "#C51B7D",
     "UpperB": RED,
     "U-HeMIS": "#8C510A",
     "U-HVED": ORANGE,

@@ -29,7 +29,7 @@ from ..evaluation import evaluate, evaluate_present
 from ..files import MetakdError, MetakdWarning
 from .experiment import Experiment, Setup
 from .sweep import has_run, keep_recipe, read_runs, sweep
-from ..methods.metakd import TableMetaKD
+from ..methods.subsetkd import ON_TABLES
 from ..methods.supervised import TableRecipe
 from ..stats import mean_interval, paired_p
 from ..tasks.base import Method, Task
@@ -67,7 +67,7 @@ PAPER_ADNI = {"Flex-MoE": (58.71, 40.42), "MetaKD": (62.83, 44.64)}
 class Study(Experiment):
     "A data set of unlike modalities, for one method. The seed is the recipe's."
 
-    command, task, paths, shared, own = "study", "classification", ("data",), TableRecipe, {"MetaKD": TableMetaKD}
+    command, task, paths, shared, own = "study", "classification", ("data",), TableRecipe, ON_TABLES
     rows = ("MeanInput", "ZeroFill", "HistGradientBoosting", "Flex-MoE", "NoKD", "MetaKD")
 
     labels: ClassVar[type[Task]] = Classification  # what labels its people have
