@@ -33,7 +33,6 @@ from .data.tables import Samples, View, align, as_view, check_indexes, identifie
 from .evaluation import gather, temperatures, usual_subsets
 from .files import MetakdError, MetakdWarning, atomic_write, json_bytes, make_folder, read_json
 from .methods.registry import MethodSpec, find_method, methods
-from .methods.subsetkd import ON_TABLES
 from .methods.supervised import TableRecipe, usual_batch, usual_epochs
 from .tasks.base import Task, joined
 from .tasks.classification import Classification
@@ -45,7 +44,7 @@ from .training import train, versions
 # %% ../nbs/211_estimators.ipynb #8ed4ae12
 def recipe_of(spec: MethodSpec) -> type[TableRecipe]:
     "The fields that all methods share on tables and those of one."
-    return joined(TableRecipe, ON_TABLES.get(spec.name, spec.recipe))
+    return joined(TableRecipe, spec.tables or spec.recipe)
 
 # %% ../nbs/211_estimators.ipynb #9e97472c
 Tables = Mapping[str, pd.DataFrame | View]

@@ -53,7 +53,12 @@ class Experiment:
     @classmethod
     def recipe_of(cls, method: str) -> type[Recipe]:
         "The fields that all methods share and those of one."
-        return joined(cls.shared, cls.own.get(method, cls.find(method).recipe))
+        return joined(cls.shared, cls.own_recipe(method))
+
+    @classmethod
+    def own_recipe(cls, method: str) -> type[Recipe]:
+        "The fields of one method."
+        return cls.own.get(method, cls.find(method).recipe)
 
     @classmethod
     def recipe_for(cls, method: str, recipe: Recipe | None = None) -> Recipe:
@@ -61,7 +66,7 @@ class Experiment:
         defaults.
         """
         recipe, kind = cls.shared() if recipe is None else recipe, cls.recipe_of(method)
-        taken = fields(kind if isinstance(recipe, cls.own.get(method, cls.find(method).recipe)) else cls.shared)
+        taken = fields(kind if isinstance(recipe, cls.own_recipe(method)) else cls.shared)
         return kind(**{f.name: getattr(recipe, f.name) for f in taken} | dict(cls.fixed.get(method, {})))
 
     def spec(self) -> MethodSpec:

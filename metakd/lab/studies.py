@@ -29,10 +29,9 @@ from ..evaluation import evaluate, evaluate_present
 from ..files import MetakdError, MetakdWarning
 from .experiment import Experiment, Setup
 from .sweep import has_run, keep_recipe, read_runs, sweep
-from ..methods.subsetkd import ON_TABLES
 from ..methods.supervised import TableRecipe
 from ..stats import mean_interval, paired_p
-from ..tasks.base import Method, Task
+from ..tasks.base import Method, Recipe, Task
 from ..tasks.classification import Classification
 
 # %% ../../nbs/505_studies.ipynb #39c4000e
@@ -67,7 +66,7 @@ PAPER_ADNI = {"Flex-MoE": (58.71, 40.42), "MetaKD": (62.83, 44.64)}
 class Study(Experiment):
     "A data set of unlike modalities, for one method. The seed is the recipe's."
 
-    command, task, paths, shared, own = "study", "classification", ("data",), TableRecipe, ON_TABLES
+    command, task, paths, shared = "study", "classification", ("data",), TableRecipe
     rows = ("MeanInput", "ZeroFill", "HistGradientBoosting", "Flex-MoE", "NoKD", "MetaKD")
 
     labels: ClassVar[type[Task]] = Classification  # what labels its people have
@@ -82,6 +81,11 @@ class Study(Experiment):
     "Part of all (person, modality) entries to leave out at random, in training and in testing, 0..1."
     folds: int = 0
     "Cross-validation: seed s tests fold s mod folds of shuffling s div folds. 0: a random split into 70, 15 and 15 %."
+
+    @classmethod
+    def own_recipe(cls, method: str) -> type[Recipe]:
+        spec = cls.find(method)
+        return spec.tables or spec.recipe
 
     def __post_init__(self):
         super().__post_init__()

@@ -255,7 +255,7 @@ class MetaKD(Supervised):
         return {"meta": loss, **{f"w_{m}": w for m, w in zip(self.modalities, self.importance().detach())}}
 
 # %% ../../nbs/110_metakd.ipynb #137fd3bb
-@register("MetaKD", task="classification", recipe=MetaKDRecipe)
+@register("MetaKD", task="classification", recipe=MetaKDRecipe, tables=TableMetaKD)
 def metakd_classifier(shapes: Mapping[str, Sequence[int]], task: Task, recipe: ClassifierRecipe) -> MetaKD:
     "MetaKD with an encoder for each modality."
     return MetaKD(build_classifier(shapes, task, recipe), task, recipe)

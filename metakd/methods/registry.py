@@ -30,6 +30,7 @@ class MethodSpec:
     build: Callable[[Mapping[str, Sequence[int]], Task, Recipe], Method]  # from (shapes, task, recipe)
     recipe: type[Recipe] = Recipe  # with the numbers that only this method has
     inputs: Literal["any", "pictures"] = "any"  # modalities of any shape, or [C, H, W] only
+    tables: type[Recipe] | None = None  # the same numbers with defaults for tables, where those are others
 
     def check(self, shapes: Mapping[str, Sequence[int]]) -> None:
         "Raise a `MetakdError` where a modality has a shape that the method was not made for."
@@ -54,6 +55,7 @@ def register(
     task: str,  # the kind of task
     recipe: type[Recipe] = Recipe,  # with the numbers that only this method has
     inputs: Literal["any", "pictures"] = "any",  # what shapes it was made for
+    tables: type[Recipe] | None = None,  # the same with other defaults, for tables
 ) -> Callable:
     """A decorator for a function (shapes, task, recipe) -> `Method`, which is found by `name` from then on. Raises a
     `MetakdError` where another package has a method of that name for the task.
@@ -67,7 +69,7 @@ def register(
                 raise MetakdError(f"two methods for {task} are called '{name}', in {' and in '.join(sorted(homes))}")
             if build.__module__ == "__main__":
                 return build  # a chapter that is run as a notebook: the installed method stays
-        METHODS[task, name] = MethodSpec(name, task, build, recipe, inputs)
+        METHODS[task, name] = MethodSpec(name, task, build, recipe, inputs, tables)
         return build
 
     return keep
