@@ -94,8 +94,17 @@ class AudioVisionSubsetKD(SubsetKDRecipe):
 # %% ../../nbs/503_table2.ipynb #32ea56ec
 load_once = lru_cache(load)
 ROWS = (
-    *("LowerB", "LowerB-norm", "AutoEncoder", "GAN", "Full2miss", "SMIL", "ShaSpec"),
-    *("NoKD", "MetaKD", "SubsetKD", "UpperB"),
+    "LowerB",
+    "LowerB-norm",
+    "AutoEncoder",
+    "GAN",
+    "Full2miss",
+    "SMIL",
+    "ShaSpec",
+    "NoKD",
+    "MetaKD",
+    "SubsetKD",
+    "UpperB",
 )
 
 # %% ../../nbs/503_table2.ipynb #d0ee4dc1

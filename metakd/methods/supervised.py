@@ -92,7 +92,12 @@ class ClassifierRecipe(Recipe):
         }
 
 # %% ../../nbs/109_supervised.ipynb #d95e1c51
-def build_classifier(shapes: Mapping[str, Sequence[int]], task: Task, recipe: ClassifierRecipe) -> MultimodalModel:
+def build_classifier(
+    shapes: Mapping[str, Sequence[int]],
+    task: Task,
+    recipe: ClassifierRecipe,
+    encoders: Mapping[str, nn.Module] | None = None,  # others than the usual ones, for some modalities
+) -> MultimodalModel:
     "The encoders and the head that all methods of a comparison share."
     impute = make_imputer(recipe.impute, len(shapes), recipe.feature_size)
     return classifier(
@@ -103,7 +108,8 @@ def build_classifier(shapes: Mapping[str, Sequence[int]], task: Task, recipe: Cl
         recipe.dropout,
         recipe.normalise,
         impute,
-        scale=recipe.scale,
+        encoders,
+        recipe.scale,
     )
 
 

@@ -52,8 +52,9 @@ class Task:
         teacher: Tensor,  # [B, ...] logits that are held fixed
         temperature: float = 1.0,  # both are divided by it, and the distance multiplied by its square
     ) -> Tensor:  # [B]
-        """How far answers are from those of a teacher, sample by sample. Here: the mean squared distance, which does
-        not depend on the temperature; it is what the others come to where that is high (Hinton et al., 2015).
+        """How far answers are from those of a teacher, sample by sample. Here: the mean squared distance, whatever
+        the temperature. Up to a factor it is the limit of the divergence for classes at high temperatures (Hinton et
+        al., 2015).
         """
         return (logits - teacher).square().reshape(len(logits), -1).mean(1)
 
