@@ -16,7 +16,7 @@ from ..batch import expand_to
 from .registry import register
 from .supervised import SegmentationRecipe, Supervised
 from ..nn.model import MultimodalModel
-from ..nn.networks import Encoders, ReflectConv3d, quick_volumes, resize
+from ..nn.networks import Encoders, InstanceNorm, ReflectConv3d, quick_volumes, resize
 from ..tasks.base import Task
 
 # %% ../../nbs/406_hemis.ipynb #2475df61
@@ -36,7 +36,7 @@ def preactivated(
 ) -> nn.Sequential:
     "Instance norm, leaky ReLU, convolution."
     return nn.Sequential(
-        nn.InstanceNorm3d(inputs, affine=True),
+        InstanceNorm(inputs, affine=True),
         nn.LeakyReLU(slope),
         ReflectConv3d(inputs, outputs, 3, stride) if reflect else nn.Conv3d(inputs, outputs, 3, stride, 1),
     )

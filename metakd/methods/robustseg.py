@@ -20,7 +20,7 @@ from .registry import register
 from .supervised import Supervised
 from ..nn.imputation import impute_zero
 from ..nn.model import MultimodalModel
-from ..nn.networks import Encoders, ReflectConv3d, SliceConv3d, apply_network, quick_volumes
+from ..nn.networks import Encoders, InstanceNorm, ReflectConv3d, SliceConv3d, apply_network, quick_volumes
 from ..tasks.base import Recipe, Task
 
 # %% ../../nbs/408_robustseg.ipynb #2c1eb66a
@@ -28,7 +28,7 @@ def activated(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
     "Convolution with reflecting borders, instance norm, leaky ReLU."
     return nn.Sequential(
         ReflectConv3d(inputs, outputs, 3, stride, bias=False),
-        nn.InstanceNorm3d(outputs, affine=True),
+        InstanceNorm(outputs, affine=True),
         nn.LeakyReLU(0.01),
     )
 
@@ -118,9 +118,13 @@ class GatedDecoder(nn.Module):
 class AdaptiveNorm(nn.Module):
     "Normalise each channel of each sample, then scale and shift it as told."
 
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm = InstanceNorm(width)
+
     def forward(self, x: Tensor, style: Tensor) -> Tensor:  # [N, C, ...], [N, 2 C] -> [N, C, ...]
         scale, shift = style[:, :, None, None, None].chunk(2, 1)
-        return F.instance_norm(x) * (1 + scale) + shift
+        return self.norm(x) * (1 + scale) + shift
 
 # %% ../../nbs/408_robustseg.ipynb #119d464d
 class ImageDecoder(nn.Module):
@@ -137,7 +141,7 @@ class ImageDecoder(nn.Module):
             nn.Linear(hidden, 4 * blocks * deepest),
         )
         self.convolutions = nn.ModuleList(ReflectConv3d(deepest, deepest) for _ in range(2 * blocks))
-        self.norm = AdaptiveNorm()
+        self.norm = AdaptiveNorm(deepest)
         self.up = nn.ModuleList(
             nn.Sequential(nn.Conv3d(i, o, kernel, padding=kernel // 2), nn.GroupNorm(1, o), nn.ReLU())
             for o, i in zip(widths[-2::-1], widths[::-1])

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LEAKY', 'last_layer', 'LeNet', 'apply_network', 'Encoders', 'Standardise', 'VectorEncoder', 'PatchEmbedding',
            'SequenceEncoder', 'VolumeEncoder', 'encoder_for', 'ConcatHead', 'as_picture', 'as_slice', 'SliceConv3d',
-           'UpConv3d', 'resize', 'quick_volumes', 'ResidualEncoder', 'UNetDecoder', 'StandardConv3d', 'conv_block',
-           'Residual', 'bottleneck', 'Pyramid', 'ReferenceEncoder', 'ReferenceDecoder', 'ReflectConv3d']
+           'UpConv3d', 'resize', 'quick_volumes', 'ResidualEncoder', 'UNetDecoder', 'InstanceNorm', 'StandardConv3d',
+           'conv_block', 'Residual', 'bottleneck', 'Pyramid', 'ReferenceEncoder', 'ReferenceDecoder', 'ReflectConv3d']
 
 # %% ../../nbs/102_networks.ipynb #874e3978
 from collections.abc import Mapping, Sequence
@@ -445,6 +445,19 @@ class UNetDecoder(nn.Module):
     def forward(self, features: list[Tensor]) -> Tensor:  # levels [B, M, C, ...] -> logits [B, R, D, H, W]
         return self.out(self.levels(features)[-1])
 
+# %% ../../nbs/102_networks.ipynb #7013825f
+class InstanceNorm(nn.InstanceNorm3d):
+    """Instance norm for which a constant map is 0 and stays so: no gradient goes through a map whose variance is below
+    epsilon, where the plain one multiplies it by 1 / sqrt(epsilon). Values are those of the plain one.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:  # [N, C, D, H, W] -> the same
+        if x.requires_grad:
+            flat = x.detach().flatten(2).var(2, correction=0) < self.eps
+            if x.device.type != "cpu" or flat.any():  # asking a GPU would make it wait
+                x = torch.where(flat[..., None, None, None], x.detach(), x)
+        return super().forward(x)
+
 # %% ../../nbs/102_networks.ipynb #9fcd228c
 class StandardConv3d(SliceConv3d):
     "A convolution whose filters have mean 0 and variance 1 (weight standardisation, Qiao et al., 2019)."
@@ -471,7 +484,7 @@ def conv_block(
         StandardConv3d(
             inputs, outputs, kernel, stride, padding=dilation * (kernel // 2), dilation=dilation, bias=False
         ),
-        *[nn.InstanceNorm3d(outputs, affine=True)] * norm,
+        *[InstanceNorm(outputs, affine=True)] * norm,
         *[nn.LeakyReLU(0.01, inplace=True)] * act,
     )
 
