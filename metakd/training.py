@@ -27,6 +27,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 import safetensors.torch
@@ -55,6 +56,7 @@ class Loader:
         seed: int = 0,
         drop: float = 0.0,  # probability that a sample has present modalities hidden, see `drop_random`
         drop_from: int = 0,  # the step from which on they are
+        drop_by: Literal["sample", "batch"] = "sample",  # is the same hidden from all samples of a batch?
         rank: int = 0,  # this process
         processes: int = 1,
         order: Callable[[int, Tensor], Tensor] = lambda epoch, shuffled: (
@@ -66,6 +68,7 @@ class Loader:
         self.seed = seed
         self.drop = drop
         self.drop_from = drop_from
+        self.drop_by = drop_by
         self.rank = rank
         self.processes = processes
         self.order = order
@@ -82,11 +85,7 @@ class Loader:
         "The epoch's batches in order."
         g = torch.Generator().manual_seed(seed_at(self.seed, epoch))
         order = self.order(epoch, torch.randperm(self.data.size, generator=g))
-        hidden = (
-            drop_random(self.data.available.cpu()[order], g, self.drop).to(self.data.available.device)
-            if self.drop > 0
-            else None
-        )
+        hidden = self.hidden(order, g) if self.drop > 0 else None
 
         def prepare(low: int) -> tuple[Batch, float]:
             high, step = min(low + self.batch_size, self.data.size), epoch * len(self) + low // self.batch_size
@@ -113,6 +112,17 @@ class Loader:
                     yield batch
             finally:
                 pool.shutdown(cancel_futures=True)
+
+    def hidden(self, order: Tensor, generator: torch.Generator) -> Tensor:  # [N, M] bool
+        "What is left of the epoch's samples, in their order; nothing where a batch keeps what a sample lacks."
+        available = self.data.available.cpu()[order]
+        if self.drop_by == "sample":
+            left = drop_random(available, generator, self.drop)
+        else:
+            every = torch.ones(len(self), available.shape[1], dtype=torch.bool)
+            kept = drop_random(every, generator, self.drop).repeat_interleave(self.batch_size, 0)
+            left = available & kept[: len(order)]
+        return left.to(self.data.available.device)
 
     def draw(self, step: int) -> Batch:
         "The random batch of an outer step, the same in every process."
@@ -325,6 +335,7 @@ class Training:
             recipe.seed,
             0.0 if method.hides else recipe.drop,
             math.ceil(recipe.drop_from * self.total),
+            recipe.drop_by,
             a.process_index,
             a.num_processes,
             method.order,

@@ -16,8 +16,11 @@ from metakd.batch import Batch, all_subsets
 from metakd.cli import main
 from metakd.data.scans import find_cases
 from metakd.evaluation import evaluate
+from metakd.files import MetakdError
 from metakd.lab.table1 import REFERENCE, Brats, ScanFolder
 from metakd.methods.supervised import SegmentationRecipe
+from metakd.nn.model import from_authors, segmenter
+from metakd.nn.networks import Pyramid
 from metakd.training import load_weights
 
 METHODS = list(Brats.methods())
@@ -61,7 +64,17 @@ def runs(cohort, split, tmp_path_factory):
 
 
 def test_there_are_all():
-    assert METHODS == ["U-HeMIS", "U-HVED", "RobustSeg", "mmFormer", "ShaSpec", "NoKD", "MetaKD", "SubsetKD"]
+    assert METHODS == [
+        "U-HeMIS",
+        "U-HVED",
+        "RobustSeg",
+        "mmFormer",
+        "ShaSpec",
+        "NoKD",
+        "MetaKD",
+        "MetaKD (published)",
+        "SubsetKD",
+    ]
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -160,8 +173,9 @@ def test_predict_from_what_there_is_at_any_size(name, cohort, runs, tmp_path):
 
 def test_another_methods_run_is_refused(cohort, split, runs, capsys):
     for name, other in zip(METHODS, METHODS[1:] + METHODS[:1]):
-        with pytest.raises(Exception, match="Was it trained with another method"):
-            load_weights(runs / name, prepared(cohort, split, other).method)
+        if (name, other) != ("MetaKD", "MetaKD (published)"):  # the same network
+            with pytest.raises(Exception, match="Was it trained with another method"):
+                load_weights(runs / name, prepared(cohort, split, other).method)
         with pytest.raises(SystemExit):
             main([*training_command(cohort, split, other, runs / name), "--resume"])
         assert "belongs to another experiment" in capsys.readouterr().err
@@ -261,3 +275,68 @@ def test_a_window_is_halved_or_a_slice():
             SegmentationRecipe(window=window)
     with pytest.raises(Exception, match="does not suit 'reference'"):
         SegmentationRecipe(window=(64, 64, 1), network="reference")
+
+
+def authors_state() -> dict[str, torch.Tensor]:
+    "Names and shapes of a checkpoint of the authors' code, written down from what they published."
+    shapes = {"shared_enc.backbone.conv1.weight": (64, 1, 7, 7, 7), "kd_weights.kd_weights": (4,)}
+    normed = {"shared_enc.backbone.norm1": 64, "shared_enc.asppreduce.1": 256, "shared_enc.aspp.conv_cat.1": 256}
+    inputs = 64
+    for stage, (width, blocks) in enumerate(zip((64, 128, 256, 320), (3, 4, 6, 3)), 1):
+        for k in range(blocks):
+            block = f"shared_enc.backbone.layer{stage}.{k}"
+            for n, (i, o, size) in enumerate(((inputs, width, 1), (width, width, 3), (width, 4 * width, 1)), 1):
+                shapes[f"{block}.conv{n}.weight"] = (o, i, size, size, size)
+                normed[f"{block}.norm{n}"] = o
+            if k == 0:
+                shapes[f"{block}.downsample.0.weight"] = (4 * width, inputs, 1, 1, 1)
+                normed[f"{block}.downsample.1"] = 4 * width
+            inputs = 4 * width
+    shapes["shared_enc.asppreduce.0.weight"] = (256, 1280, 1, 1, 1)
+    for branch, size in enumerate((1, 3, 3, 3), 1):
+        shapes[f"shared_enc.aspp.branch{branch}.0.weight"] = (256, 256, size, size, size)
+        normed[f"shared_enc.aspp.branch{branch}.1"] = 256
+    shapes["shared_enc.aspp.branch5_conv.weight"] = (256, 256, 1, 1, 1)
+    normed["shared_enc.aspp.branch5_norm"] = 256
+    shapes["shared_enc.aspp.conv_cat.0.weight"] = (256, 5 * 256, 1, 1, 1)
+    below = 4 * 256
+    for stage, (skip, width) in reversed(list(enumerate(((64, 32), (256, 64), (512, 128), (1024, 256))))):
+        shapes[f"shared_dec.transposeconv_stage{stage}.weight"] = (below, width, 2, 2, 2)
+        shapes[f"shared_dec.shortcut_conv{stage}.0.weight"] = (width, 4 * skip, 1, 1, 1)
+        normed[f"shared_dec.shortcut_conv{stage}.1"] = width
+        for n in (1, 2):
+            shapes[f"shared_dec.stage{stage}_de.conv{n}.weight"] = (width, width, 3, 3, 3)
+            normed[f"shared_dec.stage{stage}_de.norm{n}"] = width
+        below = width
+    shapes["shared_dec.cls_conv.0.weight"] = (3, 32, 1, 1, 1)
+    shapes |= {f"{name}.{part}": (n,) for name, n in normed.items() for part in ("weight", "bias")}
+    return {k: torch.empty(s, device="meta") for k, s in shapes.items()}
+
+
+def test_a_checkpoint_of_the_authors_fits_the_reference_network():
+    state = {f"module.{k}": v for k, v in authors_state().items()}
+    state["module.shared_dec.cls_conv.0.weight"] = torch.arange(3.0).view(3, 1, 1, 1, 1).expand(3, 32, 1, 1, 1)
+    weights = from_authors(state)
+    with torch.device("meta"):
+        network = segmenter(("flair", "t1", "t1c", "t2"), "reference")
+    network.load_state_dict(weights, strict=True, assign=True)
+    assert weights["decoder.out.weight"][:, 0, 0, 0, 0].tolist() == [0, 2, 1]  # ET, WT, TC are ET, TC, WT here
+    levels = network.encoders.networks[0](torch.empty(4, 1, 32, 64, 64, device="meta"))
+    assert network.decoder([level[None] for level in levels]).shape == (1, 3, 32, 64, 64)
+    with pytest.raises(MetakdError, match="no checkpoint of the authors' network"):
+        from_authors({k: v for k, v in state.items() if "layer3.5" not in k})
+
+
+def test_a_constant_view_adds_nothing_to_the_pyramid():
+    "Why filters of zeros stand for the authors' normalised global view."
+    torch.manual_seed(0)
+    pyramid, x = Pyramid(8).eval(), torch.randn(2, 8, 4, 4, 4)
+    with torch.no_grad():
+        answers = []
+        for constant in (0.0, 0.7):
+            views = [view(x) for view in pyramid.views]
+            answers.append(pyramid.merge(torch.cat([*views, torch.full_like(views[0], constant)], 1)))
+        pyramid.whole[0].weight.zero_()
+        answers.append(pyramid(x))
+    assert torch.allclose(answers[0], answers[1], atol=1e-4)
+    assert torch.allclose(answers[0], answers[2], atol=1e-4)

@@ -34,7 +34,8 @@ class Experiment:
     rows: ClassVar[Sequence[str]]  # the methods that a table compares unless told otherwise, in its order
     shared: ClassVar[type[Recipe]]  # the recipe that all its methods share
     own: ClassVar[Mapping[str, type[Recipe]]] = {}  # the recipe of a method whose numbers have other defaults here
-    fixed: ClassVar[Mapping[str, Mapping[str, object]]] = {}  # by method: numbers of the shared recipe that it changes
+    # by method: other defaults of the shared recipe, which count unless a recipe says something else than usual
+    fixed: ClassVar[Mapping[str, Mapping[str, object]]] = {}
 
     def __post_init__(self):
         self.spec()
@@ -67,7 +68,9 @@ class Experiment:
         """
         recipe, kind = cls.shared() if recipe is None else recipe, cls.recipe_of(method)
         taken = fields(kind if isinstance(recipe, cls.own_recipe(method)) else cls.shared)
-        return kind(**{f.name: getattr(recipe, f.name) for f in taken} | dict(cls.fixed.get(method, {})))
+        usual = cls.shared()
+        other = {k: v for k, v in cls.fixed.get(method, {}).items() if getattr(recipe, k) == getattr(usual, k)}
+        return kind(**{f.name: getattr(recipe, f.name) for f in taken} | other)
 
     def spec(self) -> MethodSpec:
         "How its method is built."

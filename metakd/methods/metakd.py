@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['HYPERGRADIENTS', 'scale_features', 'renormalised', 'upper_loss', 'meta_gradient', 'MetaKDRecipe', 'TableMetaKD',
-           'hypergradient', 'first_order_gradient', 'MetaKD', 'metakd_classifier', 'metakd_segmenter',
-           'learn_importance']
+           'PublishedMetaKD', 'hypergradient', 'first_order_gradient', 'MetaKD', 'metakd_classifier',
+           'metakd_segmenter', 'learn_importance']
 
 # %% ../../nbs/110_metakd.ipynb #9bb2d4e8
 from collections.abc import Callable, Mapping, Sequence
@@ -33,10 +33,11 @@ from ..tasks.base import Recipe, Task
 def scale_features(
     features: list[Tensor],  # levels, each [B, M, C, ...]
     w: Tensor,  # [M], or [B, M]
+    scaled: Literal["all", "deepest"] = "all",  # which levels
 ) -> list[Tensor]:
-    "Multiply the features of modality i by w_i, at every level."
-    w = w.expand(len(features[0]), -1)
-    return [f * expand_to(w, f).to(f.dtype) for f in features]
+    "Multiply the features of modality i by w_i."
+    w, untouched = w.expand(len(features[0]), -1), 0 if scaled == "all" else len(features) - 1
+    return [*features[:untouched], *(f * expand_to(w, f).to(f.dtype) for f in features[untouched:])]
 
 
 def renormalised(
@@ -56,10 +57,12 @@ def upper_loss(
     w: Tensor,  # [M]
     task: Task,
     batch: Batch,  # held-out samples
+    scaled: Literal["all", "deepest"] = "all",  # levels that w multiplies
 ) -> Tensor:  # []
     "What the upper level of equation (4) minimises."
-    scaled = scale_features(features, w if batch.available.all() else renormalised(w, batch.available))
-    return task.loss(model.decode(model.impute(scaled, batch.available)), batch.y)
+    w = w if batch.available.all() else renormalised(w, batch.available)
+    features = scale_features(features, w, scaled)
+    return task.loss(model.decode(model.impute(features, batch.available)), batch.y)
 
 # %% ../../nbs/110_metakd.ipynb #ee757f0c
 def meta_gradient(
@@ -67,6 +70,7 @@ def meta_gradient(
     importance: ImportanceWeights,
     task: Task,
     batch: Batch,  # held-out samples
+    scaled: Literal["all", "deepest"] = "all",  # levels that w multiplies
 ) -> tuple[Tensor, Tensor]:  # meta loss [], its gradient on the raw weights [M]
     """The gradient of the upper level of equation (4). The encoders run without a graph; no parameter of the model is
     touched.
@@ -74,7 +78,7 @@ def meta_gradient(
     with evaluating(model):
         with torch.no_grad():
             features = model.encode(batch.x, batch.available)
-        loss = upper_loss(model, features, importance(), task, batch)
+        loss = upper_loss(model, features, importance(), task, batch, scaled)
         (gradient,) = torch.autograd.grad(loss, importance.raw)
     return loss.detach(), gradient
 
@@ -91,6 +95,12 @@ class MetaKDRecipe(Recipe):
     "Distance between features in equation (5). Paper: l1, mse slightly worse."
     pairs: Literal["sum", "mean"] = "sum"
     "Equation (5) over the M (M - 1) pairs of modalities. Paper: their sum."
+    share: Literal["data", "seen", "none"] = "data"
+    """What equation (5) is divided by, so that it does not fade where few pairs are present: the part of the pairs that
+    the training data have, the part that training sees after hiding, or nothing. Published: nothing.
+    """
+    scaled: Literal["all", "deepest"] = "all"
+    "Levels of features that w multiplies in the upper level. Authors' code: the deepest."
     normalisation: Literal["softmax", "sigmoid", "relu"] = "softmax"
     "How raw importance weights become w, equation (6). Paper: softmax."
     relative: bool = False
@@ -147,6 +157,22 @@ class TableMetaKD(MetaKDRecipe):
     meta_every: int = 5
     "Training steps between two outer steps of equation (4)."
 
+# %% ../../nbs/110_metakd.ipynb #27ce70bc
+@dataclass(frozen=True)
+class PublishedMetaKD(MetaKDRecipe):
+    "MetaKD's own numbers as its authors have them."
+
+    pairs: Literal["sum", "mean"] = "sum"
+    "Equation (5) over the M (M - 1) pairs of modalities."
+    share: Literal["data", "seen", "none"] = "none"
+    "What equation (5) is divided by."
+    scaled: Literal["all", "deepest"] = "deepest"
+    "Levels of features that w multiplies in the upper level."
+    relative: bool = False
+    "Divide equation (5) by the spread of the features (chapter 105)."
+    meta_every: int = 5
+    "Training steps between two outer steps. Authors' code: 20 every 100 steps, later every 500, on scans."
+
 # %% ../../nbs/110_metakd.ipynb #3ef08335
 # name -> (method, held-out samples, training samples of the step) -> meta loss [], its gradient on the raw weights [M]
 HYPERGRADIENTS: dict[str, Callable[["MetaKD", Batch, Batch], tuple[Tensor, Tensor]]] = {}
@@ -165,7 +191,7 @@ def hypergradient(name: str) -> Callable:
 @hypergradient("first_order")
 def first_order_gradient(method: "MetaKD", held_out: Batch, training: Batch) -> tuple[Tensor, Tensor]:
     "The network held fixed, as in the authors' code: training samples do not matter."
-    return meta_gradient(method.model, method.importance, method.task, held_out)
+    return meta_gradient(method.model, method.importance, method.task, held_out, method.recipe.scaled)
 
 # %% ../../nbs/110_metakd.ipynb #e80760e2
 class MetaKD(Supervised):
@@ -185,7 +211,7 @@ class MetaKD(Supervised):
         self.optimizers["importance"] = torch.optim.Adam(
             self.importance.parameters(), recipe.meta_lr, weight_decay=recipe.meta_weight_decay
         )
-        self.pair_share = 1.0
+        self.shares = (1.0, 1.0)  # of all pairs, those that are present: before hiding begins, and after
         if recipe.weights and len(recipe.weights) != len(self.modalities):
             raise MetakdError(
                 f"{len(recipe.weights)} fixed weights for {len(self.modalities)} modalities "
@@ -195,7 +221,9 @@ class MetaKD(Supervised):
     def setup(self, data: Source) -> None:
         "Count the pairs, so that equation (5) does not fade where they are few."
         super().setup(data)
-        self.pair_share = pair_share(data.available) or 1.0
+        before = pair_share(data.available) or 1.0
+        after = pair_share(data.available, 0.0 if self.hides else self.recipe.drop) or 1.0
+        self.shares = {"none": (1.0, 1.0), "data": (before, before), "seen": (before, after)}[self.recipe.share]
 
     def training_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         "The lower level of equation (4), w fixed."
@@ -226,8 +254,8 @@ class MetaKD(Supervised):
 
     def distillation(self, feature: Tensor, available: Tensor, w: Tensor, teachers: Tensor | None = None) -> Tensor:
         "Equation (5) as the recipe has it."
-        m = len(self.modalities)
-        pairs = self.pair_share * (m * (m - 1) if self.recipe.pairs == "mean" else 1)
+        m, share = len(self.modalities), self.shares[self.progress >= self.recipe.drop_from]
+        pairs = share * (m * (m - 1) if self.recipe.pairs == "mean" else 1)
         if self.recipe.shuffled:
             w = w.roll(1)
         distillation = distillation_loss(feature, available, w, self.recipe.distance, teachers) / pairs
@@ -255,12 +283,14 @@ class MetaKD(Supervised):
         return {"meta": loss, **{f"w_{m}": w for m, w in zip(self.modalities, self.importance().detach())}}
 
 # %% ../../nbs/110_metakd.ipynb #137fd3bb
+@register("MetaKD (published)", task="classification", recipe=PublishedMetaKD)
 @register("MetaKD", task="classification", recipe=MetaKDRecipe, tables=TableMetaKD)
 def metakd_classifier(shapes: Mapping[str, Sequence[int]], task: Task, recipe: ClassifierRecipe) -> MetaKD:
     "MetaKD with an encoder for each modality."
     return MetaKD(build_classifier(shapes, task, recipe), task, recipe)
 
 
+@register("MetaKD (published)", task="segmentation", recipe=PublishedMetaKD)
 @register("MetaKD", task="segmentation", recipe=MetaKDRecipe)
 def metakd_segmenter(shapes: Mapping[str, Sequence[int]], task: Task, recipe: SegmentationRecipe) -> MetaKD:
     "MetaKD with one encoder for all sequences, or one for each."

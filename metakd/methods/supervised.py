@@ -214,9 +214,9 @@ class SegmentationRecipe(CropRecipe):
     """
     width: int = 1
     "What the channels of `compact` are multiplied by, at every level and whatever the method."
-    skips: Literal["mean", "zero"] = "zero"
-    """What fills the skips of a missing sequence in MetaKD, NoKD and ShaSpec: equation (2) as at the bottleneck, or
-    zeros. Authors: features of an all-zero image.
+    skips: Literal["mean", "zero", "blank"] = "zero"
+    """What fills the skips of a missing sequence in MetaKD, NoKD and ShaSpec: equation (2) as at the bottleneck, zeros,
+    or the features of an image of zeros (zeros in ShaSpec). Authors: the latter.
     """
     impute: Literal["mean", "zero", "linear", "generator"] = "mean"
     """What stands in for a missing feature at the bottleneck in MetaKD and NoKD (chapter 103). Paper: the mean of the
@@ -230,6 +230,10 @@ class SegmentationRecipe(CropRecipe):
     "Of SGD. Authors: 0.99."
     power: float = 0.9
     "The learning rate falls as (1 - progress)^power. Authors' code: 0.9 (the paper says cosine annealing)."
+    restart: bool = False
+    """Does it fall to nothing before hiding begins, to go on then as if it had fallen over the whole training? Authors'
+    code: yes.
+    """
     bce: float = 1.0
     "Weight of the cross-entropy beside Dice, as a mean over regions. Authors: their sum, 3."
     intensities: Literal["quantile", "authors"] = "quantile"
@@ -260,6 +264,8 @@ class SegmentationRecipe(CropRecipe):
         return tuple(self.width * w for w in widths)
 
     def learning_rate(self, epoch: int, progress: float) -> float:
+        if self.restart and progress < self.drop_from:
+            progress = progress / self.drop_from
         return self.lr * (1 - progress) ** self.power
 
     def optimizer(self, parameters) -> torch.optim.Optimizer:

@@ -66,11 +66,14 @@ def distillation_loss(
 # %% ../../nbs/105_distillation.ipynb #fc8eb213
 def pair_share(
     available: Tensor,  # [N, M] bool, of the training data
+    hidden: float = 0.0,  # probability that a sample has modalities hidden, as `drop_random` hides them
 ) -> float:  # 0..1
-    "The part of all ordered pairs (i, j), i != j, over all samples, that are both present."
+    "The part of all ordered pairs (i, j), i != j, over all samples, that are both present, or can be expected to be."
     n, m = available.shape
     k = available.sum(1)
-    return (k * (k - 1)).sum().item() / (n * m * (m - 1)) if m > 1 else 0.0
+    left = (k * k - 1) / 3  # the mean of n (n - 1) over n = 1..k
+    pairs = (1 - hidden) * k * (k - 1) + hidden * left
+    return pairs.sum().item() / (n * m * (m - 1)) if m > 1 else 0.0
 
 # %% ../../nbs/105_distillation.ipynb #4c473d85
 def spread(

@@ -151,6 +151,12 @@ class Encoders(nn.Module):
             level[0].new_zeros(b, m, *level[0].shape[1:]).index_put(places, torch.cat(level)) for level in zip(*parts)
         ]
 
+    def encode_blank(self, blank: Tensor) -> list[Tensor]:  # [1, ...] -> levels [M, C, ...]
+        "What each modality's encoder makes of the same empty input, which every network reads once."
+        found = [apply_network(network, blank) for network in self.networks]
+        whose = [k for i in range(len(self.modalities)) for k, group in enumerate(self.groups) if i in group]
+        return [torch.cat([level[k] for k in whose]) for level in zip(*found)]
+
     def encode_all(self, x: Mapping[str, Tensor], available: Tensor) -> list[Tensor]:
         "The same numbers by the same steps, whatever is missing."
         whose = {i: network for network, group in zip(self.networks, self.groups) for i in group}

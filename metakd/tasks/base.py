@@ -188,6 +188,8 @@ class Recipe:
     "Probability that a training sample has present modalities hidden at random. Published for segmentation only."
     drop_from: float = 0.0
     "Part of the training after which hiding begins, 0..1. Published for segmentation only: 80,000 of 115,000 steps."
+    drop_by: Literal["sample", "batch"] = "sample"
+    "Is the same hidden from each sample of a batch, or something else? The authors' code: the same."
 
     validate_every: int = 1
     "Epochs between two validations; the last epoch always has one."
