@@ -46,7 +46,7 @@ from .experiment import Experiment, Setup
 from .sweep import check_backend, has_run, keep_recipe, read_runs, sweep
 from ..methods.metakd import MetaKDRecipe, PublishedMetaKD
 from ..methods.supervised import SegmentationRecipe
-from ..stats import paired_gain, paired_p
+from ..stats import crossed_gain, paired_p
 from ..tasks.base import Method, joined, recipe_difference
 from ..tasks.segmentation import Segmentation
 from ..training import check_run, describe, load_weights
@@ -546,30 +546,27 @@ def table1_gains(
     cases: pd.DataFrame,  # rows of cases
     method: str = "MetaKD",
 ) -> pd.DataFrame:  # region, against, cases, mean of each, gain, half, p
-    """Each test case's mean over subsets and seeds, method against method: the gain, its 95 % interval over cases, one-
-    tailed paired p. Seeds that both have.
+    """Each test case's mean over subsets, training by training, method against method: the gain, its 95 % interval over
+    cases and trainings (`crossed_gain`), one-tailed p. Seeds that both have.
     """
     rows, others = [], [m for m in Brats.methods() if m != method and m in set(cases.method)]
     for region in REGIONS:
         present = cases[cases.region == region]
         for other in others:
             seeds = set(present[present.method == method].seed) & set(present[present.method == other].seed)
-            pairs = (
-                present[present.seed.isin(seeds)]
-                .groupby(["case", "method"])
-                .dice.mean()
-                .unstack()[[method, other]]
-                .dropna()
-            )
+            if not seeds:
+                continue
+            each = present[present.seed.isin(seeds)].groupby(["case", "seed", "method"]).dice.mean().unstack()
+            pairs = each[[method, other]].unstack().dropna().stack(future_stack=True)  # cases that every training has
             rows.append(
                 {
                     "region": region,
                     "against": other,
                     "seeds": len(seeds),
-                    "cases": len(pairs),
+                    "cases": len(pairs) // max(len(seeds), 1),
                     method: pairs[method].mean(),
                     "its mean": pairs[other].mean(),
-                    **paired_gain(pairs[method], pairs[other]),
+                    **crossed_gain((pairs[method] - pairs[other]).unstack().to_numpy()),
                 }
             )
     return pd.DataFrame(rows)
