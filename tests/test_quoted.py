@@ -131,7 +131,8 @@ QUOTED = [
     ),
     ("and does not: {:.1f} ± {:.1f} points", lambda: gliomas_without_flair("MetaKD", "NoKD")),
     (
-        "ShaSpec has {:.1f} ± {:.1f} from all sequences, and where FLAIR is missing {:.1f} ± {:.1f} points against NoKD",
+        "ShaSpec has {:.1f} ± {:.1f} from all sequences, and where FLAIR is missing {:.1f} ± {:.1f} points against "
+        "NoKD",
         lambda: gliomas("ShaSpec", ALL) + gliomas_without_flair("ShaSpec", "NoKD"),
     ),
     (
