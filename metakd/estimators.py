@@ -504,7 +504,7 @@ class MetaKDClassifier(ClassifierMixin, TableEstimator):
     def _learn_to_doubt(self, training: Batch, validation: Batch, unseen: bool) -> None:
         self.temperatures_ = [1.0] * len(self.modalities_)
         if self.calibrate and unseen:
-            subsets = usual_subsets(validation.available)
+            subsets = usual_subsets(validation.available, few=True)
             found = gather(self.method_, self.task_, validation.whole(4096), subsets)
             self.temperatures_ = temperatures(found, len(self.modalities_), self.task_.weight)
         sure = self._probability(validation).max(1)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BLACK', 'ORANGE', 'SKY', 'GREEN', 'BLUE', 'RED', 'PURPLE', 'PALETTE', 'COLOURS', 'TALK', 'colours', 'band',
            'plot_curves', 'plot_weights', 'plot_dots', 'plot_region_gains', 'plot_groups', 'plot_gains', 'plot_missing',
-           'plot_reliability']
+           'plot_contributions', 'plot_reliability']
 
 # %% ../nbs/202_plots.ipynb #03c00004
 from collections.abc import Iterable, Sequence
@@ -54,6 +54,7 @@ COLOURS = {
     "ShaSpec": GREEN,
     "NoKD": BLACK,
     "MetaKD": BLUE,
+    "MetaKD (published)": "#80B1D3",
     "SubsetKD": "#C51B7D",
     "UpperB": RED,
     "U-HeMIS": "#8C510A",
@@ -250,6 +251,19 @@ def plot_missing(
     ax.set(ylim=(0.6 - len(shown), 0.6), xlabel=f"and {rest} rarer patterns" if rest else "")
     ax.set_xticklabels(modalities)
     ax.spines[:].set_visible(False)
+
+# %% ../nbs/202_plots.ipynb #9a1b0b18
+def plot_contributions(
+    ax,
+    table: pd.DataFrame,  # of `contributions`
+    metric: str,  # what was shared out
+) -> None:
+    "What each modality is worth, the largest first."
+    table = table.sort_values("contribution")
+    for y, (row, colour) in enumerate(zip(table.itertuples(), colours(table.modality).values())):
+        ax.errorbar(row.contribution, y, xerr=2 * row.error, fmt="o", ms=4, capsize=2, color=colour)
+    ax.axvline(0, color="0.7", lw=0.8, zorder=0)
+    ax.set(xlabel=f"contribution to {metric}", yticks=range(len(table)), yticklabels=table.modality)
 
 # %% ../nbs/202_plots.ipynb #03c0001a
 def plot_reliability(

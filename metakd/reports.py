@@ -46,7 +46,7 @@ def answers(
     if ids is None or not isinstance(y, pd.Series) or not ids.isin(y.index).all():
         raise MetakdError("expected a table for each modality, and a pandas.Series with a label for everybody in them")
     modalities, tables = list(estimator.modalities_), []
-    for subset in usual_subsets(batch.available):
+    for subset in usual_subsets(batch.available, few=True):
         has = (batch.available | ~subset).all(1)
         if not has.any():
             continue

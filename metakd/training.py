@@ -41,7 +41,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .batch import Batch, Source, drop_random, seed_at, source_digest
-from .evaluation import evaluate
+from .evaluation import evaluate, usual_subsets
 from .files import MetakdError, MetakdWarning, atomic_write, claimed, differences, json_bytes, read_json
 from .tasks.base import Method, Recipe, Task, recipe_difference
 
@@ -437,7 +437,8 @@ def end_epoch(
     row[metric] = float("nan")
     if (epoch + 1) % t.recipe.validate_every == 0 or t.step == t.total:
         with a.autocast():
-            table = evaluate(t.method, t.task, t.validation, None if t.tested is None else t.tested[None])
+            asked = usual_subsets(t.validation.available, few=True) if t.tested is None else t.tested[None]
+            table = evaluate(t.method, t.task, t.validation, asked)
         row[metric] = float(table[metric].mean())
     if watch:
         row.update(watch(t.method, row))

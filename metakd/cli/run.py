@@ -182,9 +182,10 @@ def evaluate_run(
     data: Path | None = None,
     split: Path | None = None,
     post: bool = False,
+    subsets: tuple[str, ...] = (),
     device: str | None = None,
 ) -> None:
-    """A trained model on its test data, every subset of modalities.
+    """A trained model on its test data, every subset of modalities (of more than six, some: a line says how many).
 
     Args:
         run: The folder that train wrote.
@@ -193,6 +194,7 @@ def evaluate_run(
         data: Where the data are now, or those of another place (with split).
         split: A JSON file whose list test says which cases or people to test, instead of those of the training's split.
         post: Scans: drop small pieces, and call less than 500 mm3 of ET core, before scoring.
+        subsets: Names such as image+audio, or one number: so many, as many of each size as of another.
         device: Such as cuda:1; None takes a GPU where there is one.
     """
     where = chosen_device(device)
@@ -211,8 +213,11 @@ def evaluate_run(
     elif post:
         raise MetakdError("--post is for scans")
     p.test.check(p.method.modalities, p.method.shapes)
-    table = evaluate(p.method, p.task, p.test, each=each, names=p.names)
+    asked = int(subsets[0]) if len(subsets) == 1 and subsets[0].isdigit() else subsets or None
+    table = evaluate(p.method, p.task, p.test, asked, each, p.names)
     print(table.to_string(index=False))
+    if len(p.method.modalities) > 6:
+        print(f"{table.subset.nunique()} of {2 ** len(p.method.modalities) - 1:,} subsets")
     if csv:
         write_table(csv, table)
 

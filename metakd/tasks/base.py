@@ -59,11 +59,13 @@ class Task:
         return (logits - teacher).square().reshape(len(logits), -1).mean(1)
 
     def answer(
-        self, method: "Method", x: dict[str, Tensor], available: Tensor, subsets: Tensor
+        self, method: "Method", x: dict[str, Tensor], available: Tensor, subsets: Tensor | None
     ) -> Tensor:  # [S, B, ...] logits
-        """What the method says from each of `subsets`, [S, M] bool. A task whose samples do not fit into one pass says
-        how to go through them.
+        """What the method says from each of `subsets`, [S, M] bool, or (None) from all that each sample has, S = 1. A
+        task whose samples do not fit into one pass says how to go through them.
         """
+        if subsets is None:
+            return method.predict(x, available)[None]
         return method.predict_subsets(x, available, subsets)
 
     def outcome(self, logits: Tensor) -> Tensor:  # [B, ...]

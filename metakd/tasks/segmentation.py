@@ -136,19 +136,20 @@ class Segmentation(Task):
     def loss(self, logits: Tensor, y: Tensor) -> Tensor:
         return self.dice(logits, y) + self.bce * F.binary_cross_entropy_with_logits(logits, y)
 
-    def answer(self, method: "Method", x: dict[str, Tensor], available: Tensor, subsets: Tensor) -> Tensor:
+    def answer(self, method: "Method", x: dict[str, Tensor], available: Tensor, subsets: Tensor | None) -> Tensor:
         if self.window is None:
-            return method.predict_subsets(x, available, subsets)
+            return super().answer(method, x, available, subsets)
         from monai.inferers import sliding_window_inference
 
         answers, device = [], method.device
         for sample, has in enumerate(available):
             names = [m for m, present in zip(method.modalities, has.tolist()) if present]
+            asked = (has[None] if subsets is None else subsets).to(device)
 
             def predict_windows(windows: Tensor) -> Tensor:  # [n, present, d, h, w] -> [n, S * R, d, h, w]
                 seen = {m: windows[:, k : k + 1] for k, m in enumerate(names)}
                 return (
-                    method.predict_subsets(seen, has.expand(len(windows), -1).to(device), subsets.to(device))
+                    method.predict_subsets(seen, has.expand(len(windows), -1).to(device), asked)
                     .transpose(0, 1)
                     .flatten(1, 2)
                 )
@@ -165,7 +166,7 @@ class Segmentation(Task):
                 device=self.device or volume.device,
                 progress=self.progress,
             )
-            answers.append(logits.unflatten(1, (len(subsets), len(self.regions))).transpose(0, 1))
+            answers.append(logits.unflatten(1, (len(asked), len(self.regions))).transpose(0, 1))
         return torch.cat(answers, 1)
 
     def decide(
