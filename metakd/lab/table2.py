@@ -443,7 +443,7 @@ def plot_rates(
                 s["mean"],
                 s.half,
                 ms=5,
-                capsize=2,
+                elinewidth=0.6,
                 lw=2 if m == "MetaKD" else 1,
                 label=m,
                 zorder=3 if m == "MetaKD" else 2,
