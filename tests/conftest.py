@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,52 +29,67 @@ main({args!r})
 """
 
 
-def two_processes(script: Path, text: str) -> str:  # what they printed
-    "Run a script in two processes on the CPU (`accelerate launch --cpu` would start one, unless MPI is there)."
+def metakd_in_two_processes(folder: Path, *args: str) -> None:
+    """The command `metakd ...` under a launcher (`accelerate launch --cpu` would start one process, unless MPI is
+    there); training makes sure that there are two.
+    """
+    script = folder / "two.py"
     script.write_text(
-        f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n{text}\nimport torch\nif "
-        "torch.distributed.is_initialized(): torch.distributed.destroy_process_group()\n"
+        f"{METAKD.format(args=list(args))}\nimport torch\nif torch.distributed.is_initialized(): "
+        "torch.distributed.destroy_process_group()\n"
     )  # threads of a group that is left open may abort the interpreter's end
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node",
-        "2",
-        "--master_port",
-        str(port),
-        str(script),
-    ]
+    launch = ["torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port()), str(script)]
     done = subprocess.run(
-        launch,
+        [sys.executable, "-m", *launch],
         env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
 
 
-def metakd_in_two_processes(folder: Path, *args: str) -> None:
-    "The command `metakd ...`; training makes sure that there are two."
-    two_processes(folder / "two.py", METAKD.format(args=list(args)))
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
 
 
-def say_if_equal(name: str, method) -> None:
-    "In a script for `two_processes`: print `equal` where both have the same weights."
+def in_two_processes(work: Callable[[], None]) -> None:
+    "Call it in two processes on the CPU at once, joined as a launcher joins them; forked, so that nothing is imported."
+    import torch
+    from accelerate.state import AcceleratorState
+
+    port = free_port()
+
+    def one(rank: int) -> None:
+        where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        os.environ.update({k: str(v) for k, v in where.items()}, ACCELERATE_USE_CPU="true")
+        torch.set_num_threads(1)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        work()
+        torch.distributed.destroy_process_group()
+
+    both = [multiprocessing.get_context("fork").Process(target=one, args=(rank,)) for rank in range(2)]
+    for process in both:
+        process.start()
+    while any(process.exitcode is None for process in both) and not any(process.exitcode for process in both):
+        time.sleep(0.05)  # one that has failed leaves the other waiting for it
+    for process in both:
+        if any(p.exitcode for p in both):
+            process.kill()
+        process.join()
+    assert [process.exitcode for process in both] == [0, 0]
+
+
+def assert_equal_in_both(name: str, method) -> None:
+    "For `in_two_processes`: both have the same weights; every player is stepped with the gradients of both."
     import torch
 
     mine = torch.cat([q.detach().flatten() for q in method.parameters()])
     first = mine.clone()
     torch.distributed.broadcast(first, 0)
-    assert torch.distributed.get_world_size() == 2 and mine.isfinite().all() and torch.equal(mine, first), (
-        name
-    )  # every player is stepped with the gradients of both processes
-    print("equal", name)
+    assert torch.distributed.get_world_size() == 2 and mine.isfinite().all() and torch.equal(mine, first), name
 
 
 def log(run: Path | str):

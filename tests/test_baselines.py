@@ -8,7 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import assert_nothing_absent_is_read, assert_same_run, kill_in_training, two_processes
+from conftest import (
+    assert_equal_in_both,
+    assert_nothing_absent_is_read,
+    assert_same_run,
+    in_two_processes,
+    kill_in_training,
+)
 from metakd.batch import Batch, all_subsets
 from metakd.files import MetakdError
 from metakd.lab.table2 import AudioVision, AudioVisionRecipe, lead, own_rate, run, table2, table2_jobs, table2_view
@@ -35,7 +41,7 @@ def fit(p, out=None, **options):
 
 
 def test_there_are_all():
-    assert BASELINES == ["AutoEncoder", "GAN", "Full2miss", "SMIL", "ShaSpec", "SubsetKD"]
+    assert BASELINES == ["AutoEncoder", "GAN", "Full2miss", "SMIL", "ShaSpec", "MetaKD (published)", "SubsetKD"]
 
 
 @pytest.mark.parametrize("name", BASELINES)
@@ -54,20 +60,14 @@ def test_half_precision(name):
     assert history.loss.notna().all() and history.task.iloc[-1] < 2.5  # log 10 is chance
 
 
-def test_two_processes_stay_equal(tmp_path):
-    said = two_processes(
-        tmp_path / "two.py",
-        f"""
-from conftest import say_if_equal
-from metakd.lab.table2 import AudioVision, AudioVisionRecipe
-from metakd.training import train
-for name in {BASELINES!r}:
-    p = AudioVision(name, "image", 0.2).prepare(AudioVisionRecipe(epochs=2))
-    train(p.method, p.task, p.recipe, p.train, p.validation, p.tested, progress=False)
-    say_if_equal(name, p.method)
-""",
-    )
-    assert said.count("equal") == 2 * len(BASELINES)
+def test_two_processes_stay_equal():
+    def work():
+        for name in BASELINES:
+            p = prepared(name, epochs=2)
+            fit(p)
+            assert_equal_in_both(name, p.method)
+
+    in_two_processes(work)
 
 
 @pytest.mark.parametrize("name", COMPARED)

@@ -11,7 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import assert_nothing_absent_is_read, assert_same_run, kill_in_training, two_processes
+from conftest import (
+    assert_equal_in_both,
+    assert_nothing_absent_is_read,
+    assert_same_run,
+    in_two_processes,
+    kill_in_training,
+)
 from metakd.batch import Batch, all_subsets
 from metakd.cli import main
 from metakd.data.scans import find_cases
@@ -130,21 +136,14 @@ def test_sigkill_then_resume_gives_the_same_bits(name, cohort, split, runs, tmp_
     assert_same_run(runs / name, killed)
 
 
-def test_two_processes_stay_equal(cohort, split, tmp_path):
-    said = two_processes(
-        tmp_path / "two.py",
-        f"""
-from conftest import say_if_equal
-from metakd.lab.table1 import Brats
-from metakd.training import train
-for name in {METHODS!r}:
-    experiment = Brats({str(cohort)!r}, name, {str(split)!r}, {str(cohort.parent / "cache")!r})
-    p = experiment.prepare(experiment.recipe_type()(**{ {**SMALL, "epochs": 1}!r}))
-    train(p.method, p.task, p.recipe, p.train, p.validation, p.tested, progress=False, meta=p.meta)
-    say_if_equal(name, p.method)
-""",
-    )
-    assert said.count("equal") == 2 * len(METHODS)
+def test_two_processes_stay_equal(cohort, split):
+    def work():
+        for name in METHODS:
+            p = prepared(cohort, split, name, epochs=1)
+            fit(p)
+            assert_equal_in_both(name, p.method)
+
+    in_two_processes(work)
 
 
 @pytest.mark.parametrize("name", METHODS)

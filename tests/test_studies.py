@@ -6,7 +6,14 @@ import pandas as pd
 import pytest
 import torch
 
-from conftest import assert_nothing_absent_is_read, assert_same_run, kill_in_training, two_processes, with_rubbish
+from conftest import (
+    assert_equal_in_both,
+    assert_nothing_absent_is_read,
+    assert_same_run,
+    in_two_processes,
+    kill_in_training,
+    with_rubbish,
+)
 from metakd.batch import Batch, all_subsets
 from metakd.cli import main
 from metakd.lab.studies import Study
@@ -83,17 +90,13 @@ def test_sigkill_then_resume(tmp_path):
     assert_same_run(killed, whole)
 
 
-def test_two_processes_stay_equal(tmp_path):
-    said = two_processes(
-        tmp_path / "two.py",
-        """
-from conftest import say_if_equal
-from test_studies import TRAINED, fit
-for name in TRAINED: say_if_equal(name, fit(name).method)
-say_if_equal("unrolled", fit("MetaKD", own={"hypergradient": "unrolled", "inner_steps": 2}).method)
-""",
-    )
-    assert said.count("equal") == 2 * (len(TRAINED) + 1)
+def test_two_processes_stay_equal():
+    def work():
+        for name in TRAINED:
+            assert_equal_in_both(name, fit(name).method)
+        assert_equal_in_both("unrolled", fit("MetaKD", own={"hypergradient": "unrolled", "inner_steps": 2}).method)
+
+    in_two_processes(work)
 
 
 def test_from_a_folder_to_a_table(tmp_path, capsys):
