@@ -23,9 +23,9 @@ from metakd.cli import main
 from metakd.data.scans import find_cases
 from metakd.evaluation import evaluate
 from metakd.files import MetakdError
-from metakd.lab.table1 import REFERENCE, Brats, ScanFolder
+from metakd.lab.table1 import REFERENCE, Brats, ScanFolder, from_authors
 from metakd.methods.supervised import SegmentationRecipe
-from metakd.nn.model import from_authors, segmenter
+from metakd.nn.model import segmenter
 from metakd.nn.networks import Pyramid
 from metakd.training import load_weights
 
