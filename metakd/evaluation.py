@@ -40,8 +40,8 @@ def usual_subsets(
     available: Tensor,  # [N, M] bool
     few: bool = False,  # of more than six modalities: each alone, and what samples have, no others
 ) -> Tensor:  # [S, M] bool, smaller subsets first
-    """All subsets of up to six modalities. Of more: each alone, all but each, all, the `SEEN` most frequent of those
-    that samples have, and `RANDOM` others.
+    """All subsets of up to six modalities. Of more: each modality alone, each one left out, all of them, the `SEEN`
+    most frequent subsets that samples have, and `RANDOM` random ones.
     """
     m = available.shape[1]
     if m <= 6:
@@ -53,13 +53,16 @@ def usual_subsets(
     found = found[found.any(1)].unique(dim=0)
     return found[found.sum(1).argsort(stable=True)]
 
-
+# %% ../nbs/201_evaluation.ipynb #d4b8c64b
 def asked_subsets(
-    asked: Tensor | Sequence[str] | int | None,  # [S, M] bool; names such as "image+audio"; how many; None: the usual
+    asked: Tensor
+    | Sequence[str]
+    | int
+    | None,  # [S, M] bool; names such as "image+audio"; at most how many; None: usual
     available: Tensor,  # [N, M] bool
     modalities: Sequence[str],
 ) -> Tensor:  # [S, M] bool
-    "Subsets as rows, however they were asked for. Raises a `MetakdError` for an unknown name or a number below 1."
+    "Subsets as rows, however they were asked for. Raises a `MetakdError` for an unknown name, or for none at all."
     m = len(modalities)
     if asked is None:
         return usual_subsets(available)
@@ -72,7 +75,12 @@ def asked_subsets(
             return all_subsets(m)
         found = random_subsets(m, asked, range(1, m + 1)).unique(dim=0)
         return found[found.sum(1).argsort(stable=True)]
-    return torch.stack([parse_subset(name, modalities) for name in asked])
+    names = [asked] if isinstance(asked, str) else list(asked)
+    if not names:
+        raise MetakdError(
+            "subsets: there is no subset in the list; expected names, such as " + "+".join(modalities[:2])
+        )
+    return torch.stack([parse_subset(name, modalities) for name in names])
 
 # %% ../nbs/201_evaluation.ipynb #88b876d1
 @torch.inference_mode()
@@ -189,22 +197,23 @@ def evaluate_present(
 def worth(
     method: Method,
     task: Task,
-    batches: Sequence[Batch],
+    batches: Iterable[Batch],
     known: Tensor,  # [M] bool
     nothing: float,  # the metric of an answer from nothing
     metric: str,
 ) -> float:
     "The metric where each sample answers from what it has of `known`; who has none of it answers from nothing."
-    kept, n = [], 0
+    kept, able, every = [], 0, 0
     for batch in batches:
-        some = batch.take((batch.available & known).any(1))
-        if some.size:
-            answer = task.answer(method, some.x, some.available & known, None)[0]
-            kept.append(task.batch_scores(answer, some))
-            n += some.size
+        has = (batch.available.cpu() & known).any(1)
+        able, every = able + int(has.sum()), every + batch.size
+        if has.any():
+            some = batch.take(has.to(batch.available.device)).to(method.device)
+            answer = task.answer(method, some.x, some.available & known.to(method.device), None)[0]
+            kept.append({k: v.cpu() for k, v in task.batch_scores(answer, some).items()})
     if not kept:
         return nothing
-    answered = n / sum(batch.size for batch in batches)
+    answered = able / every
     found = task.metrics({k: torch.cat([s[k] for s in kept]) for k in kept[0]})[metric]
     return answered * found + (1 - answered) * nothing
 
@@ -214,7 +223,7 @@ def contributions(
     method: Method,
     task: Task,
     data: Source | Iterable[Batch],
-    orders: int = 32,  # how many are drawn
+    orders: int = 32,  # how many: half of them are drawn, the others are their reverse
     nothing: float = 0.0,  # the metric of an answer from nothing, such as that of guessing
     metric: str | None = None,  # None: the task's main one
     seed: int = 0,
@@ -225,17 +234,17 @@ def contributions(
     if orders < 4:
         raise MetakdError(f"orders = {orders}: a standard error takes at least four, two of them drawn")
     metric, m, generator = metric or task.main_metric, len(method.modalities), torch.Generator().manual_seed(seed)
-    batches = [b.to(method.device) for b in (data.whole() if hasattr(data, "whole") else data)]
+    fixed = None if hasattr(data, "whole") else list(data)  # batches that come once
     gains = []
     with evaluating(method):
         for _ in range(orders // 2):
             forwards = torch.randperm(m, generator=generator)
             pair = torch.zeros(m, dtype=torch.double)
             for order in (forwards, forwards.flip(0)):
-                known, before = torch.zeros(m, dtype=torch.bool, device=method.device), nothing
+                known, before = torch.zeros(m, dtype=torch.bool), nothing
                 for i in order.tolist():
                     known[i] = True
-                    now = worth(method, task, batches, known, nothing, metric)
+                    now = worth(method, task, data.whole() if fixed is None else fixed, known, nothing, metric)
                     pair[i] += (now - before) / 2
                     before = now
             gains.append(pair)

@@ -85,7 +85,7 @@ class Loader:
         "The epoch's batches in order."
         g = torch.Generator().manual_seed(seed_at(self.seed, epoch))
         order = self.order(epoch, torch.randperm(self.data.size, generator=g))
-        hidden = self.hidden(order, g) if self.drop > 0 else None
+        remaining = self.remaining(order, g) if self.drop > 0 else None
 
         def prepare(low: int) -> tuple[Batch, float]:
             high, step = min(low + self.batch_size, self.data.size), epoch * len(self) + low // self.batch_size
@@ -93,8 +93,8 @@ class Loader:
             # an idle process computes one sample, with weight 0
             share = slice(low + self.rank, high, self.processes) if own else slice(low, low + 1)
             batch = self.data.draw(order[share], seed_at(self.seed, step))
-            if hidden is not None and step >= self.drop_from:
-                kept = hidden[share] & batch.available  # what turned out to be absent when it was read stays absent
+            if remaining is not None and step >= self.drop_from:
+                kept = remaining[share] & batch.available  # what turned out to be absent when it was read stays absent
                 batch = batch._replace(available=torch.where(kept.any(1, keepdim=True), kept, batch.available))
             return batch, own * self.processes / (high - low)
 
@@ -113,8 +113,10 @@ class Loader:
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def hidden(self, order: Tensor, generator: torch.Generator) -> Tensor:  # [N, M] bool
-        "What is left of the epoch's samples, in their order; nothing where a batch keeps what a sample lacks."
+    def remaining(self, order: Tensor, generator: torch.Generator) -> Tensor:  # [N, M] bool
+        """What hiding leaves of the epoch's samples, in their order. Of a sample that lacks all that its batch keeps
+        that is nothing, and `batches` shows it whole.
+        """
         available = self.data.available.cpu()[order]
         if self.drop_by == "sample":
             left = drop_random(available, generator, self.drop)

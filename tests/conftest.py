@@ -73,10 +73,12 @@ def in_two_processes(work: Callable[[], None]) -> None:
     both = [multiprocessing.get_context("fork").Process(target=one, args=(rank,)) for rank in range(2)]
     for process in both:
         process.start()
-    while any(process.exitcode is None for process in both) and not any(process.exitcode for process in both):
+    until = time.monotonic() + 300
+    while any(p.exitcode is None for p in both) and not any(p.exitcode for p in both) and time.monotonic() < until:
         time.sleep(0.05)  # one that has failed leaves the other waiting for it
     for process in both:
-        if any(p.exitcode for p in both):
+        if process.exitcode is None:
+            process.join(1)  # it is done, or it waits
             process.kill()
         process.join()
     assert [process.exitcode for process in both] == [0, 0]

@@ -11,10 +11,11 @@ from monai.losses import DiceLoss
 from monai.networks.blocks import Convolution
 from torch import nn
 
+import metakd.methods.hypergradients  # noqa: F401
 from conftest import with_rubbish
 from metakd.batch import Batch, all_subsets, drop_random
 from metakd.evaluation import evaluate
-from metakd.methods.metakd import MetaKD, MetaKDRecipe, meta_gradient
+from metakd.methods.metakd import HYPERGRADIENTS, MetaKD, MetaKDRecipe, meta_gradient
 from metakd.nn.model import MultimodalModel
 from metakd.nn.networks import Encoders
 from metakd.tasks.base import Task
@@ -125,6 +126,18 @@ def test_the_meta_gradient_in_3d_equals_the_whole_one():
     features = [f * w.view(1, -1, 1, 1, 1, 1) for f in method.model.encode(data.x, data.available)]
     method.task.loss(method.model.decode(features), data.y).backward()
     assert torch.allclose(cheap, method.importance.raw.grad, atol=1e-7)
+
+
+@pytest.mark.parametrize("scaled", ["all", "deepest"])
+def test_every_hypergradient_scales_the_same_levels(scaled):
+    "Through steps of nearly no length the unrolled gradient is the one of a network held fixed."
+    method, data = build(replace(RECIPE, alpha=0.1, scaled=scaled, inner_lr=1e-9)), cohort(2, 5)
+    fixed, unrolled = (HYPERGRADIENTS[name](method, data, data)[1] for name in ("first_order", "unrolled"))
+    assert torch.allclose(fixed, unrolled, rtol=1e-3, atol=1e-8)
+    other = meta_gradient(method.model, method.importance, method.task, data, ("deepest", "all")[scaled == "deepest"])[
+        1
+    ]
+    assert not torch.allclose(fixed, other, rtol=1e-1)
 
 
 @pytest.mark.parametrize("normalisation", ["softmax", "sigmoid", "relu"])

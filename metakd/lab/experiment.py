@@ -34,7 +34,7 @@ class Experiment:
     rows: ClassVar[Sequence[str]]  # the methods that a table compares unless told otherwise, in its order
     shared: ClassVar[type[Recipe]]  # the recipe that all its methods share
     own: ClassVar[Mapping[str, type[Recipe]]] = {}  # the recipe of a method whose numbers have other defaults here
-    # by method: other defaults of the shared recipe, which count unless a recipe says something else than usual
+    # by method: other defaults of the shared recipe
     fixed: ClassVar[Mapping[str, Mapping[str, object]]] = {}
 
     def __post_init__(self):
@@ -54,7 +54,7 @@ class Experiment:
     @classmethod
     def recipe_of(cls, method: str) -> type[Recipe]:
         "The fields that all methods share and those of one."
-        return joined(cls.shared, cls.own_recipe(method))
+        return joined(cls.shared, cls.own_recipe(method), cls.fixed.get(method, {}))
 
     @classmethod
     def own_recipe(cls, method: str) -> type[Recipe]:
@@ -64,13 +64,15 @@ class Experiment:
     @classmethod
     def recipe_for(cls, method: str, recipe: Recipe | None = None) -> Recipe:
         """The shared numbers of `recipe` with the method's own: those of `recipe` where it is this method's, else their
-        defaults.
+        defaults. So with shared numbers that the method has other defaults for, where `recipe` is as usual.
         """
-        recipe, kind = cls.shared() if recipe is None else recipe, cls.recipe_of(method)
-        taken = fields(kind if isinstance(recipe, cls.own_recipe(method)) else cls.shared)
-        usual = cls.shared()
-        other = {k: v for k, v in cls.fixed.get(method, {}).items() if getattr(recipe, k) == getattr(usual, k)}
-        return kind(**{f.name: getattr(recipe, f.name) for f in taken} | other)
+        usual, kind = cls.shared(), cls.recipe_of(method)
+        recipe = usual if recipe is None else recipe
+        if type(recipe) is kind:
+            return recipe
+        taken = {f.name for f in fields(kind if isinstance(recipe, cls.own_recipe(method)) else cls.shared)}
+        left = {k for k in cls.fixed.get(method, {}) if getattr(recipe, k) == getattr(usual, k)}
+        return kind(**{k: getattr(recipe, k) for k in taken - left})
 
     def spec(self) -> MethodSpec:
         "How its method is built."

@@ -140,7 +140,7 @@ def authors_name(
             return re.sub(r"<(\d)>", lambda k: str(int(k[1]) - 1), found.expand(place))  # theirs count from 1
     return None
 
-
+# %% ../../nbs/504_table1.ipynb #d24db911
 AUTHORS_REGIONS = ("ET", "WT", "TC")  # the channels of their answer
 
 
@@ -148,8 +148,8 @@ def from_authors(
     state: Mapping[str, Tensor],  # the checkpoint's `state_dict`
     regions: Sequence[str] = REGIONS,  # in the order that is wanted
 ) -> dict[str, Tensor]:
-    """Weights for `segmenter(SEQUENCES, "reference")` from a checkpoint of the authors' code. Raises
-    a `MetakdError` for one of another network.
+    """Weights for `segmenter(SEQUENCES, "reference")` from a checkpoint of the authors' code; its importance weights
+    are not among them. Raises a `MetakdError` for one of another network, or for other regions.
     """
     named = {authors_name(name.removeprefix("module.")): v for name, v in state.items()}
     named.pop(None, None)
@@ -157,6 +157,8 @@ def from_authors(
     bias = "decoder.out.bias"
     if odd := sorted(k for k in expected if k != bias and (k not in named or named[k].shape != expected[k])):
         raise MetakdError(f"this is no checkpoint of the authors' network: nothing in it fits {odd[0]}")
+    if sorted(regions) != sorted(AUTHORS_REGIONS):
+        raise MetakdError(f"regions {', '.join(regions)}: the authors' network has {', '.join(AUTHORS_REGIONS)}")
     whole = "encoders.networks.0.deepest.1.whole.0.weight"
     last = named["decoder.out.weight"]
     order = [AUTHORS_REGIONS.index(r) for r in regions]

@@ -51,7 +51,9 @@ def upper_with(method: MetaKD, parameters: Mapping[str, Tensor], w: Tensor, batc
     "`upper_loss` for other parameters, with a graph to them."
     model = method.model
     return call_with(
-        model, parameters, lambda: upper_loss(model, model.encode(batch.x, batch.available), w, method.task, batch)
+        model,
+        parameters,
+        lambda: upper_loss(model, model.encode(batch.x, batch.available), w, method.task, batch, method.recipe.scaled),
     )
 
 # %% ../../nbs/507_hypergradients.ipynb #31c0000a

@@ -97,7 +97,8 @@ class MetaKDRecipe(Recipe):
     "Equation (5) over the M (M - 1) pairs of modalities. Paper: their sum."
     share: Literal["data", "seen", "none"] = "data"
     """What equation (5) is divided by, so that it does not fade where few pairs are present: the part of the pairs that
-    the training data have, the part that training sees after hiding, or nothing. Published: nothing.
+    the training data have, the part that training sees after hiding (as if it hid sample by sample), or nothing.
+    Published: nothing.
     """
     scaled: Literal["all", "deepest"] = "all"
     "Levels of features that w multiplies in the upper level. Authors' code: the deepest."
@@ -312,7 +313,7 @@ def learn_importance(
     generator, path = torch.Generator().manual_seed(recipe.seed), []
     for step in range(steps):
         batch = data.draw(torch.randperm(data.size, generator=generator)[:batch_size], seed_at(recipe.seed, step))
-        _, importance.raw.grad = meta_gradient(model, importance, task, batch)
+        _, importance.raw.grad = meta_gradient(model, importance, task, batch, recipe.scaled)
         optimizer.step()
         path.append(importance().detach())
     return torch.stack(path)
