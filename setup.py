@@ -29,6 +29,7 @@ setup(
         "cohort": cfg["cohort_requirements"].split(),
         "formats": cfg["formats_requirements"].split(),
         "h5ad": cfg["h5ad_requirements"].split(),
+        "parquet": cfg["parquet_requirements"].split(),
         "ray": cfg["ray_requirements"].split(),
         "peers": cfg["peers_requirements"].split(),
         "export": cfg["export_requirements"].split(),

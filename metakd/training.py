@@ -628,7 +628,7 @@ def train(
         )
     for source in (data, validation, *([meta] if method.meta_every and meta is not validation else [])):
         source.check(method.modalities, method.shapes)
-        if isinstance(source, Batch):
+        if isinstance(getattr(source, "y", None), Tensor):
             task.check(source.y)
     if not method.optimizers:
         if out:

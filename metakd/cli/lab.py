@@ -8,28 +8,16 @@ __all__ = ['adni_command', 'print_table1', 'table1_command', 'lgg_command', 'stu
 
 # %% ../../nbs/603_lab_commands.ipynb #80bba099
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Literal
 
 import pandas as pd
-import torch
 
 from .run import Digits, People, Scans
 from ..data.adni import MODALITIES
-from ..data.audiovision import choose_recordings
-from ..files import MetakdError, json_bytes, write_table
-from metakd.lab.bench import (
-    bench_data,
-    bench_evaluation,
-    bench_features,
-    bench_meta,
-    bench_methods,
-    bench_people,
-    bench_predict,
-    bench_segmentation,
-    bench_segmenters,
-    bench_training,
-)
+from ..files import MetakdError, atomic_write, check_outputs, json_bytes, read_json, write_table
+from ..lab.bench import bench_all, bench_table, hardware, plot_bench
 from ..lab.crossvalidation import LGG_RECIPE, LGG_SPACING, cross_validate, fold_gains, fold_table
 from ..lab.realtables import HIDDEN, NETWORKS, PEERS, TABLES, ranks, table_study
 from ..lab.studies import KEY, METRICS, PAPER_ADNI, SUBSETS, Study, read_study, studies, study_view, subsets_view
@@ -316,39 +304,36 @@ def demo(
 
 # %% ../../nbs/603_lab_commands.ipynb #36f57afd
 def bench(
-    json: bool = False,
+    runs: int = 1,
     repeats: int = 7,
+    out: Path | None = None,
     source: Literal["auto", "fsdd", "espeak"] = "auto",
     path: str | None = None,
 ) -> None:
-    """What the parts cost, as ratios measured side by side in this process (medians).
+    """What the parts cost, as ratios measured side by side, with what is hoped for; about ten minutes for each run.
 
     Args:
-        json: Print one JSON object and nothing else.
-        repeats: Measurements of each.
+        runs: How often everything is measured; the table has medians, the lowest and the highest.
+        repeats: Measurements of each ratio in a run.
+        out: A JSON file for the runs and the hardware; the curves go beside it as a picture.
         source: Real recordings, synthesised ones, or whichever can be had.
         path: A folder of recordings.
     """
-    if repeats < 1:
-        raise MetakdError("repeats is at least 1")
-    recipe = AudioVisionRecipe()
-    result = {
-        **bench_training(recipe, repeats),
-        **bench_meta(recipe, 10 * repeats),
-        **bench_evaluation(recipe, 5 * repeats),
-        **bench_methods(recipe, repeats),
-        **bench_features(max(1, repeats // 2), source, path),
-        **bench_segmentation(max(1, repeats // 2)),
-        **bench_segmenters(max(1, repeats // 2)),
-        **bench_data(),
-        **bench_predict(),
-        **bench_people(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "recordings": choose_recordings(path, source)[2],
-    }
-    if json:
-        print(json_bytes(result).decode())
-        return
-    for name, value in result.items():
-        print(f"{name:32} {value:.3g}" if isinstance(value, float) else f"{name:32} {value}")
+    if min(runs, repeats) < 1:
+        raise MetakdError("runs and repeats are at least 1")
+    if out is not None:
+        if out.exists() and not {"hardware", "runs"} <= read_json(out, "what metakd bench wrote").keys():
+            raise MetakdError(f"{out} holds something else, and is not overwritten; choose another name")
+        check_outputs([out.with_suffix(".png")], overwrite=out.exists())
+    found = []
+    for _ in range(runs):
+        found.append(bench_all(AudioVisionRecipe(), repeats, source, path))
+        if out is not None:
+            atomic_write(out, json_bytes({"hardware": hardware(), "runs": found}))
+    table = bench_table(found)
+    with pd.option_context("display.max_rows", None, "display.float_format", "{:.3g}".format):
+        print(table.to_string(index=False))
+    if out is not None:
+        picture = BytesIO()
+        plot_bench(table).savefig(picture, format="png", dpi=120)
+        atomic_write(out.with_suffix(".png"), picture.getvalue())

@@ -31,7 +31,7 @@ from ..tasks.base import Task
 
 # %% ../../nbs/601_table_commands.ipynb #6fd65ab0
 def read_modality(
-    path: Path,  # of a CSV file, or of an .npy file with NAME.ids.txt beside it
+    path: Path,  # of a CSV or Parquet file, or of an .npy file with NAME.ids.txt beside it
 ) -> pd.DataFrame | View:
     "One modality from disk. Raises a `MetakdError` for a file that is neither."
     if path.suffix != ".npy":
@@ -167,7 +167,8 @@ def train_tables(
     """Train on tables in which anything may be missing, and test on people who were kept apart.
 
     Args:
-        table: A CSV file whose first column says who, or NAME=FILE, once for each modality; also .npy with .ids.txt.
+        table: A CSV or Parquet file whose first column says who, or NAME=FILE, once for each modality; or an .npy with
+            .ids.txt beside it.
         labels: A CSV file: who, and what is to be predicted; for several labels a column of 0 and 1 for each.
         out: Folder for the model, test.csv and scores.csv.
         label: Which column of labels; None where there is one.
