@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test lab tidy notebooks readme export constraints clean
+.PHONY: install demo test gpu lab tidy notebooks readme export constraints clean
 
 install: $(VENV)/.installed
 
@@ -20,6 +20,11 @@ demo: install  ## train and evaluate MetaKD, its ablation and its bounds, print 
 test: export OMP_NUM_THREADS = 1  # two workers on two cores
 test: install  ## every test: notebooks (nbdev_test, with nothing but the wheel), whole program, notebooks and package agree, notebooks are clean
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 10 tests
+
+gpu: install  ## on a machine with a CUDA card: the tests that need one, their cells, and results/gpu.json
+	$(BIN)/python -m pytest tests/test_cuda.py
+	$(BIN)/nbdev_test --flags cuda --n_workers 0
+	$(BIN)/metakd gpu --out results/gpu.json
 
 lab: install  ## the chapters in JupyterLab
 	$(BIN)/jupyter lab nbs

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Batch', 'Source', 'check_batch', 'check_modality', 'all_subsets', 'subset_name', 'parse_subset', 'select',
-           'drop_random', 'CompleteSamples', 'expand_to', 'seed_at', 'source_digest']
+           'drop_random', 'CompleteSamples', 'on_host', 'present_pairs', 'rows_with', 'on_device', 'all_present',
+           'expand_to', 'seed_at', 'source_digest']
 
 # %% ../nbs/101_batch.ipynb #d7118fff
 from collections.abc import Iterator, Mapping, Sequence
@@ -50,7 +51,8 @@ class Batch(NamedTuple):
     def to(self, device) -> "Batch":
         "The same batch on another device."
         extra = {k: v.to(device) for k, v in self.extra.items()}
-        return Batch({m: v.to(device) for m, v in self.x.items()}, self.available.to(device), self.y.to(device), extra)
+        available = on_device(on_host(self.available), device)
+        return Batch({m: v.to(device) for m, v in self.x.items()}, available, self.y.to(device), extra)
 
     def draw(self, index: Tensor, seed: int) -> "Batch":
         "The samples at `index` for a training step: see `Source`. Nothing is random here."
@@ -233,7 +235,51 @@ class CompleteSamples:
         draws the same.
         """
         batch = self.data.draw(torch.randint(self.data.size, (n,)), int(torch.randint(2**31, ())))
-        return batch.to(device), self.shown[torch.randint(len(self.shown), (n,))].to(device)
+        shown = self.shown[torch.randint(len(self.shown), (n,))]
+        return batch.to(device), on_device(shown, device)
+
+# %% ../nbs/101_batch.ipynb #6d7d517b
+def on_host(
+    mask: Tensor,  # on any device
+) -> Tensor:  # on the CPU
+    "A mask to look at. The only wait for a device in a training step; who asks again does not wait again."
+    if not hasattr(mask, "host"):
+        if mask.device.type == "cpu":
+            return mask
+        mask.host = mask.cpu()
+    return mask.host
+
+
+def present_pairs(
+    available: Tensor,  # [B, M] bool
+) -> tuple[Tensor, Tensor]:  # sample [n], modality [n]
+    "The (sample, modality) pairs that are there, as an index: what `features[available]` selects, without a wait."
+    sample, modality = on_host(available).nonzero(as_tuple=True)
+    return sample.to(available.device), modality.to(available.device)
+
+
+def rows_with(
+    available: Tensor,  # [B, M] bool
+    modality: int,  # its column
+) -> Tensor:  # [n]
+    "The samples that have a modality, as an index, likewise."
+    return on_host(available)[:, modality].nonzero().squeeze(1).to(available.device)
+
+
+def on_device(
+    mask: Tensor,  # on the CPU
+    device,
+) -> Tensor:
+    "A mask elsewhere, which remembers what it is."
+    moved = mask.to(device)
+    if moved is not mask:
+        moved.host = mask
+    return moved
+
+
+def all_present(available: Tensor) -> Tensor:  # [B, M] bool
+    "The mask of the same samples with nothing missing."
+    return on_device(torch.ones(available.shape, dtype=torch.bool), available.device)
 
 # %% ../nbs/101_batch.ipynb #fb5c974e
 def expand_to(

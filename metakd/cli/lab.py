@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['adni_command', 'print_table1', 'table1_command', 'lgg_command', 'study_command', 'tables_command', 'print_table2',
-           'table2_command', 'demo', 'bench']
+           'table2_command', 'demo', 'bench', 'gpu']
 
 # %% ../../nbs/603_lab_commands.ipynb #80bba099
 from functools import partial
@@ -19,6 +19,7 @@ from ..data.adni import MODALITIES
 from ..files import MetakdError, atomic_write, check_outputs, json_bytes, read_json, write_table
 from ..lab.bench import bench_all, bench_table, hardware, plot_bench
 from ..lab.crossvalidation import LGG_RECIPE, LGG_SPACING, cross_validate, fold_gains, fold_table
+from ..lab.gpu import gpu_table
 from ..lab.realtables import HIDDEN, NETWORKS, PEERS, TABLES, ranks, table_study
 from ..lab.studies import KEY, METRICS, PAPER_ADNI, SUBSETS, Study, read_study, studies, study_view, subsets_view
 from ..lab.sweep import read_runs
@@ -337,3 +338,19 @@ def bench(
         picture = BytesIO()
         plot_bench(table).savefig(picture, format="png", dpi=120)
         atomic_write(out.with_suffix(".png"), picture.getvalue())
+
+# %% ../../nbs/603_lab_commands.ipynb #1ba58f9c
+def gpu(out: Path = Path("results/gpu.json"), repeats: int = 10) -> None:
+    """Step, outer step and all subsets on this machine's graphics card, in fp32 and bf16, compiled and not.
+
+    Args:
+        out: A JSON file for the rows and the card's name.
+        repeats: Measurements of each; the median counts.
+    """
+    if out.exists() and not {"hardware", "rows"} <= read_json(out, "what metakd gpu wrote").keys():
+        raise MetakdError(f"{out} holds something else, and is not overwritten; choose another name")
+    table, loading = gpu_table(repeats=repeats)
+    found = {"hardware": hardware(), "rows": table.to_dict("records"), "loading": loading}
+    atomic_write(out, json_bytes(found))
+    print(table.round(4).to_string(index=False))
+    print(*(f"{row['network']}: {row['waiting']:.1%} of a training waits for data" for row in loading), sep="\n")

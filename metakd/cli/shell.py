@@ -37,7 +37,8 @@ COMMANDS = {  # name -> where its function is, what it does
     "tables": ("metakd.cli.lab:tables_command", "Networks against trees and regressions on real tables, resumable."),
     "adni": ("metakd.cli.lab:adni_command", "The paper's third table, on a folder in ADNI's layout."),
     "demo": ("metakd.cli.lab:demo", "A small part of Table 2, with a picture, in minutes."),
-    "bench": ("metakd.cli.lab:bench", "What the parts cost, as ratios."),
+    "bench": ("metakd.cli.lab:bench", "What the parts cost, as ratios, with what is hoped for."),
+    "gpu": ("metakd.cli.lab:gpu", "What a graphics card makes of a step."),
     "cache": ("metakd.cli.run:cache", "What is kept in the cache, and how to empty it."),
 }
 CHOSEN = ("train", "scans", "predict")  # whose function says for the arguments what is to be run

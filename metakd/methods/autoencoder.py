@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..batch import Batch, CompleteSamples, Source
+from ..batch import Batch, CompleteSamples, Source, all_present, on_host
 from .registry import register
 from .supervised import ClassifierRecipe, Supervised, build_classifier
 from ..nn.imputation import impute_mean
@@ -148,11 +148,13 @@ class AutoEncoderRecipe(Recipe):
 
 # %% ../../nbs/401_autoencoder.ipynb #80049b62
 def hidden_error(
-    drawn: Mapping[str, Tensor], real: Mapping[str, Tensor], hidden: Tensor, modalities: Sequence[str], error
+    drawn: Mapping[str, Tensor], real: Mapping[str, Tensor], shown: Tensor, modalities: Sequence[str], error
 ) -> Tensor:
     "The error summed over the entries of an input, a mean over the samples that hide it, then over modalities."
-    rows = {m: hidden[:, i] for i, m in enumerate(modalities) if hidden[:, i].any()}
-    return torch.stack([error(drawn[m][r], real[m][r], reduction="sum") / r.sum() for m, r in rows.items()]).mean()
+    rows = {m: (~on_host(shown)[:, i]).nonzero().squeeze(1).to(shown.device) for i, m in enumerate(modalities)}
+    return torch.stack(
+        [error(drawn[m][r], real[m][r], reduction="sum") / len(r) for m, r in rows.items() if len(r)]
+    ).mean()
 
 # %% ../../nbs/401_autoencoder.ipynb #79bf1415
 class AutoEncoder(Supervised):
@@ -174,24 +176,22 @@ class AutoEncoder(Supervised):
     def generator_loss(self, batch: Batch, shown: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         "The error of drawing, from the `shown` modalities, [B, M] bool, those which are hidden."
         z = self.generator.units(batch.x)
-        reconstruction = hidden_error(self.generator(z, shown), z, ~shown, self.modalities, F.mse_loss)
+        reconstruction = hidden_error(self.generator(z, shown), z, shown, self.modalities, F.mse_loss)
         return reconstruction, {"reconstruction": reconstruction.detach()}
 
     def training_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         "First the generator's, then the classifier's."
         if self.progress < self.recipe.pretrain:
             return self.generator_loss(*self.complete.draw(batch.size, batch.available.device))
-        return super().training_loss(
-            Batch(self.fill(batch.x, batch.available), torch.ones_like(batch.available), batch.y)
-        )
+        return super().training_loss(Batch(self.fill(batch.x, batch.available), all_present(batch.available), batch.y))
 
     @torch.no_grad()
     def fill(self, x: Mapping[str, Tensor], available: Tensor) -> dict[str, Tensor]:
         "See `Generator.fill`; nothing learns here."
-        return dict(x) if available.all() else self.generator.fill(x, available)
+        return dict(x) if on_host(available).all() else self.generator.fill(x, available)
 
     def predict(self, x: dict[str, Tensor], available: Tensor) -> Tensor:
-        return self.model(self.fill(x, available), torch.ones_like(available))
+        return self.model(self.fill(x, available), all_present(available))
 
     predict_subsets = Method.predict_subsets  # each subset is drawn anew
 

@@ -92,7 +92,7 @@ class GAN(AutoEncoder):
         discriminator, generator = adversarial_losses(
             self.discriminator, flat(z, shown), flat(mixed(z, drawn, shown), shown)
         )
-        l1 = hidden_error(drawn, z, ~shown, self.modalities, F.l1_loss)
+        l1 = hidden_error(drawn, z, shown, self.modalities, F.l1_loss)
         logs = {"generator": generator, "discriminator": discriminator, "reconstruction": l1}
         return discriminator + generator + self.recipe.l1_weight * l1, {k: v.detach() for k, v in logs.items()}
 

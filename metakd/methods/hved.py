@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
-from ..batch import Batch, expand_to
+from ..batch import Batch, expand_to, on_host, rows_with
 from .hemis import WIDTHS, PlainEncoder, ResizeDecoder
 from .registry import register
 from .supervised import Supervised
@@ -58,10 +58,11 @@ class HVEDRecipe(Recipe):
 
 def some_of(available: Tensor) -> Tensor:  # [B, M] bool -> the same
     "A subset of what is present for each sample, all non-empty ones as likely."
-    keep = available & (torch.rand(available.shape, device=available.device) < 0.5)
-    while (empty := ~keep.any(1) & available.any(1)).any():
-        keep[empty] = available[empty] & (torch.rand(available[empty].shape, device=available.device) < 0.5)
-    return keep
+    there = on_host(available)
+    keep = there & (torch.rand(there.shape) < 0.5)
+    while (empty := ~keep.any(1) & there.any(1)).any():
+        keep[empty] = there[empty] & (torch.rand(there[empty].shape) < 0.5)
+    return keep.to(available.device)
 
 # %% ../../nbs/407_hved.ipynb #8e43598f
 class HVED(Supervised):
@@ -91,14 +92,11 @@ class HVED(Supervised):
     def reconstruction(self, latent: list[Tensor], batch: Batch) -> Tensor:  # []
         "The mean squared error over the present (sample, sequence) pairs."
         errors = []
-        for column, m in zip(batch.available.T, self.modalities):
-            if column.any():
-                errors.append(
-                    (apply_network(self.decoders[m], [f[column] for f in latent]) - batch.x[m][column])
-                    .square()
-                    .flatten(1)
-                    .mean(1)
-                )
+        for k, m in enumerate(self.modalities):
+            rows = rows_with(batch.available, k)
+            if len(rows):
+                drawn = apply_network(self.decoders[m], [f[rows] for f in latent])
+                errors.append((drawn - batch.x[m][rows]).square().flatten(1).mean(1))
         return torch.cat(errors).mean()
 
     def divergence(self, features: list[Tensor], available: Tensor) -> Tensor:  # []

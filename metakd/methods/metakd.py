@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..batch import Batch, Source, expand_to, seed_at
+from ..batch import Batch, Source, expand_to, on_host, seed_at
 from ..files import MetakdError
 from .registry import register
 from metakd.methods.supervised import (
@@ -60,7 +60,7 @@ def upper_loss(
     scaled: Literal["all", "deepest"] = "all",  # levels that w multiplies
 ) -> Tensor:  # []
     "What the upper level of equation (4) minimises."
-    w = w if batch.available.all() else renormalised(w, batch.available)
+    w = w if on_host(batch.available).all() else renormalised(w, batch.available)
     features = scale_features(features, w, scaled)
     return task.loss(model.decode(model.impute(features, batch.available)), batch.y)
 

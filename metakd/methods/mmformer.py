@@ -13,7 +13,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from ..batch import Batch
+from ..batch import Batch, present_pairs
 from ..files import MetakdError
 from .hemis import preactivated
 from .registry import register
@@ -183,11 +183,11 @@ class MMFormer(Supervised):
         size = batch.y.shape[2:]
         task = self.task.loss(fine, batch.y)
         deep = sum(self.task.loss(resize(c, size), batch.y) for c in coarse)
-        present = batch.available
-        levels = [f[present] for f in features[:-1]]  # the present (sample, sequence) pairs
+        sample, sequence = present_pairs(batch.available)
+        levels = [f[sample, sequence] for f in features[:-1]]
         own = self.alone.predictions(levels[-1], [f[:, None] for f in levels[:-1]])[-1]
         # a sum over the sequences of a sample
-        separate = self.task.loss(own, batch.y.repeat_interleave(present.sum(1), 0)) * present.sum() / batch.size
+        separate = self.task.loss(own, batch.y[sample]) * len(sample) / batch.size
         logs = {"task": task, "deep": deep, "separate": separate}
         return task + self.recipe.deep * deep + self.recipe.separate * separate, {
             k: v.detach() for k, v in logs.items()

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..batch import Batch
+from ..batch import Batch, rows_with
 from .registry import register
 from .supervised import Supervised
 from ..nn.imputation import impute_zero
@@ -196,20 +196,14 @@ class RobustSeg(Supervised):
         task = self.task.loss(self.model.decoder.segment(fused), batch.y)
         reconstruction = divergence = task.new_zeros(())
         sizes = [f.shape[2:] for f in fused[:-1]]
-        for column, m in zip(batch.available.T, self.modalities):
-            if not column.any():
+        for k, m in enumerate(self.modalities):
+            rows = rows_with(batch.available, k)
+            if not len(rows):
                 continue
-            x = batch.x[m][column]
+            x = batch.x[m][rows]
             code = apply_network(self.appearance[m], x)
-            reconstruction = (
-                reconstruction
-                + (apply_network(partial(self.decoders[m], sizes=sizes), fused[-1][column], code) - x)
-                .abs()
-                .flatten(1)
-                .mean(1)
-                .sum()
-                / batch.size
-            )
+            drawn = apply_network(partial(self.decoders[m], sizes=sizes), fused[-1][rows], code)
+            reconstruction = reconstruction + (drawn - x).abs().flatten(1).mean(1).sum() / batch.size
             divergence = divergence + 0.5 * code.square().mean(1).sum() / batch.size
         logs = {"task": task, "reconstruction": reconstruction, "divergence": divergence}
         return task + self.recipe.reconstruction * reconstruction + self.recipe.divergence * divergence, {

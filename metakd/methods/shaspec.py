@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..batch import Batch, expand_to
+from ..batch import Batch, expand_to, present_pairs
 from .registry import register
 from .supervised import Supervised
 from ..nn.imputation import impute_mean, impute_zero
@@ -109,8 +109,8 @@ def modality_loss(
 ) -> Tensor:  # C -> M; [B, M, C, ...], [B, M] bool -> []
     "How badly a linear classifier names the modality of a pooled specific feature, over those that are present."
     pooled = specific.flatten(3).mean(3) if specific.ndim > 3 else specific
-    which = torch.arange(specific.shape[1], device=specific.device).expand(len(specific), -1)
-    return F.cross_entropy(classifier(pooled[available]), which[available])
+    sample, modality = present_pairs(available)
+    return F.cross_entropy(classifier(pooled[sample, modality]), modality)
 
 # %% ../../nbs/405_shaspec.ipynb #684bd914
 @dataclass(frozen=True)

@@ -45,6 +45,17 @@ class Reconstruction(nn.Module):
         self.weights = nn.Linear(feature_size, modalities * 2 * priors)
         self.register_buffer("priors", torch.zeros(modalities, priors, feature_size))
         self.register_buffer("ready", torch.tensor(False))
+        self.known: bool | None = None  # what the buffer says; None: it must be looked at
+
+    def _load_from_state_dict(self, *args) -> None:
+        super()._load_from_state_dict(*args)
+        self.known = None
+
+    def has_priors(self) -> bool:
+        "Were they found? A GPU is asked once, and not in every step."
+        if self.known is None:
+            self.known = bool(self.ready)
+        return self.known
 
     @torch.no_grad()
     def find_priors(self, features: Tensor, seed: int) -> None:  # [N, M, C] of complete samples
@@ -58,12 +69,13 @@ class Reconstruction(nn.Module):
             )
             self.priors[m] = centres[torch.arange(k) % len(centres)].to(self.priors)
         self.ready.fill_(True)
+        self.known = True
 
     def forward(
         self, features: Tensor, available: Tensor
     ) -> Tensor:  # [B, M, C], zeros where missing -> the same, filled
         filled = impute_mean(features, available)
-        if not self.ready:
+        if not self.has_priors():
             return filled
         # [B, M, K], from the mean of what is present
         omega = gaussian(self.weights(filled.mean(1)).unflatten(1, (features.shape[1], -1)), self.training)
@@ -193,7 +205,7 @@ class SMIL(Supervised):
         "The inner loss and the outer one, with a graph through the inner step."
         if self.progress < self.recipe.warm_up:
             return super().training_loss(batch)
-        if not self.model.impute_deepest.ready:
+        if not self.model.impute_deepest.has_priors():
             self.find_priors()
         inner, _ = super().training_loss(batch)
         complete, shown = self.complete.draw(math.ceil(self.recipe.complete_batch * batch.size), batch.available.device)

@@ -14,7 +14,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..batch import Batch, drop_random, expand_to
+from ..batch import Batch, drop_random, expand_to, on_host
 from .metakd import MetaKD, MetaKDRecipe
 from .registry import register
 from .supervised import ClassifierRecipe, SegmentationRecipe, build_classifier, build_segmenter
@@ -27,8 +27,10 @@ def alone(
     available: Tensor,  # [B, M] bool
 ) -> tuple[Tensor, Tensor]:  # samples [n], present [n, M] bool
     "The subsets of one modality, of every sample that has several."
-    sample, modality = (available & (available.sum(1, keepdim=True) > 1)).nonzero(as_tuple=True)
-    return sample, F.one_hot(modality, available.shape[1]).bool()
+    there = on_host(available)
+    sample, modality = (there & (there.sum(1, keepdim=True) > 1)).nonzero(as_tuple=True)
+    present = F.one_hot(modality, available.shape[1]).bool()
+    return sample.to(available.device), present.to(available.device)
 
 
 def parts_of(
@@ -36,9 +38,10 @@ def parts_of(
     p: float,  # probability that a sample takes part
 ) -> tuple[Tensor, Tensor]:  # samples [n], present [n, M] bool
     "A random subset of what each sample has (chapter 101); samples that keep everything are left out."
-    part = drop_random(available, p=p)
-    sample = (part != available).any(1).nonzero().squeeze(1)
-    return sample, part[sample]
+    there = on_host(available)
+    part = drop_random(there, p=p)
+    sample = (part != there).any(1).nonzero().squeeze(1)
+    return sample.to(available.device), part[sample].to(available.device)
 
 # %% ../../nbs/413_subsetkd.ipynb #36d9d41c
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..batch import Batch, Source
+from ..batch import Batch, Source, on_device, on_host
 from ..files import MetakdError
 from .registry import register
 from ..nn.imputation import make_imputer
@@ -62,7 +62,8 @@ class Supervised(Method):
         return self.model(x, available)
 
     def predict_subsets(self, x: dict[str, Tensor], available: Tensor, subsets: Tensor) -> Tensor:
-        return self.model.decode_subsets(self.model.encode(x, available & subsets.any(0)), subsets)
+        needed = on_device(on_host(available) & on_host(subsets).any(0), available.device)
+        return self.model.decode_subsets(self.model.encode(x, needed), subsets)
 
 # %% ../../nbs/109_supervised.ipynb #eb39a983
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ..batch import present_pairs
 from ..files import MetakdError
 
 # %% ../../nbs/105_distillation.ipynb #8e2e01ba
@@ -99,7 +100,7 @@ def spread(
     """Distance of the present features from their mean over samples and modalities, entry by entry. Dividing equation
     (5) by it keeps features from forgetting the input.
     """
-    present = features[available]
+    present = features[present_pairs(available)]
     difference = present - present.mean(0)
     return (difference.abs() if distance == "l1" else difference.square()).mean().clamp(min=1e-3)
 

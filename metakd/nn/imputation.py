@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..batch import expand_to
+from ..batch import expand_to, on_host
 from ..files import MetakdError
 
 # %% ../../nbs/103_imputation.ipynb #7fba3b18
@@ -49,7 +49,7 @@ class Imputer(nn.Module):
         return available[:, None] & ~torch.eye(available.shape[1], dtype=torch.bool, device=available.device)
 
     def forward(self, features: Tensor, available: Tensor) -> Tensor:  # [B, M, C, ...], missing entries replaced
-        if available.all():
+        if on_host(available).all():
             return features
         return torch.where(
             expand_to(available, features), features, self.guess(features, self.sources(available)).to(features.dtype)

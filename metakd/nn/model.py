@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..batch import expand_to
+from ..batch import expand_to, on_device, on_host
 from ..files import MetakdError
 from .imputation import Imputer, impute_mean, impute_zero, make_imputer
 from metakd.nn.networks import (
@@ -85,8 +85,9 @@ class MultimodalModel(nn.Module):
     ) -> Tensor:  # [S, B, ...] logits
         "What the model would say had it been given only each subset, without encoding anything again."
         b, logits = features[0].shape[0], []
-        for group in subsets.split(max(1, self.at_once // sum(f.numel() for f in features))):
-            present = group.repeat_interleave(b, 0)  # [s * b, M]: the subsets of a group are decoded as one batch
+        for group in on_host(subsets).split(max(1, self.at_once // sum(f.numel() for f in features))):
+            # [s * b, M]: the subsets of a group are decoded as one batch
+            present = on_device(group.repeat_interleave(b, 0), subsets.device)
             seen = [f.repeat(len(group), *[1] * (f.ndim - 1)).masked_fill_(~expand_to(present, f), 0) for f in features]
             logits.append(self.decode(self.impute(seen, present)).unflatten(0, (len(group), b)))
         return torch.cat(logits)
@@ -127,7 +128,7 @@ class BlankSkips(MultimodalModel):
 
     def impute(self, features: list[Tensor], available: Tensor) -> list[Tensor]:
         deepest = self.impute_deepest(features[-1], available)
-        if not self.encoders.dense and available.all():  # an export's steps must not depend on the data
+        if not self.encoders.dense and on_host(available).all():  # an export's steps must not depend on the data
             return [*features[:-1], deepest]
         size = [n * s for n, s in zip(features[0].shape[3:], self.stride)]
         blank = self.encoders.encode_blank(features[0].new_zeros(1, 1, *size))

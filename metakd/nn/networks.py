@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from ..batch import Source
+from ..batch import Source, on_host
 from ..files import MetakdError
 
 # %% ../../nbs/102_networks.ipynb #e157f43f
@@ -142,7 +142,7 @@ class Encoders(nn.Module):
         if self.dense:
             return self.encode_all(x, available)
         b, m = available.shape
-        present = available.cpu()  # the only wait for the device in a step
+        present = on_host(available)
         device = available.device
         rows = {i: present[:, i].nonzero().squeeze(1) for i in present.any(0).nonzero().squeeze(1).tolist()}
         parts: list[list[Tensor]] = []
