@@ -146,9 +146,8 @@ def write_unpacked(found: Iterator[tuple], rows: int, columns: Sequence[str], st
     each, content, n = [], [], 0
     try:
         values = open_memmap(temporary, "w+", np.float32, (rows, len(columns)))
-        with tqdm(
-            total=rows, desc=f"reading {name}", unit="row", leave=False, disable=None if progress else True
-        ) as bar:
+        quiet = {} if progress else {"disable": True}
+        with tqdm(total=rows, desc=f"reading {name}", unit="row", leave=False, **quiet) as bar:
             for ids, numbers in found:
                 values[n : n + len(ids)] = numbers
                 each.append(ids)
