@@ -156,6 +156,10 @@ QUOTED = [
         lambda: gliomas("mmFormer", ALL) + gliomas_without_flair("mmFormer", "NoKD"),
     ),
     (
+        "RobustSeg has {:.1f} ± {:.1f} from all sequences, and from T1 with contrast alone {:.1f} ± {:.1f}",
+        lambda: gliomas("RobustSeg", ALL) + gliomas("RobustSeg", "t1c"),
+    ),
+    (
         "ShaSpec has {:.1f} ± {:.1f} from all sequences, and where FLAIR is missing {:.1f} ± {:.1f} points less than "
         "NoKD",
         lambda: gliomas("ShaSpec", ALL) + gliomas_without_flair("NoKD", "ShaSpec"),
