@@ -1,5 +1,6 @@
-"Reads everything from settings.ini, the one place where name, version and requirements are written."
+"Reads everything from settings.ini, the one place where name, version, addresses and requirements are written."
 
+import re
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -9,32 +10,34 @@ here = Path(__file__).parent
 config = ConfigParser(delimiters=["="], interpolation=None)
 config.read(here / "settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
+pages = f"{cfg['git_url']}/blob/{cfg['branch']}"
+extras = {k.removesuffix("_requirements"): v.split() for k, v in cfg.items() if k.endswith("_requirements")}
+# links and pictures of the README work where it is read without the repository
+readme = (here / "README.md").read_text(encoding="utf-8")
+readme = re.sub(r"(!\[[^\]]*\])\((?!https?:|#)([^)]+)\)", rf"\1({cfg['git_url']}/raw/{cfg['branch']}/\2)", readme)
+readme = re.sub(r"\]\((?!https?:|#)([^)]+)\)", rf"]({pages}/\1)", readme)
 
 setup(
     name=cfg["lib_name"],
     version=cfg["version"],
     description=cfg["description"],
-    long_description=(here / "README.md").read_text(encoding="utf-8"),
+    long_description=readme,
     long_description_content_type="text/markdown",
     author=cfg["author"],
     url=cfg["git_url"],
+    project_urls={
+        "Source": cfg["git_url"],
+        "Issues": f"{cfg['git_url']}/issues",
+        "Changes": f"{pages}/CHANGELOG.md",
+    },
     license="Apache-2.0",
+    license_files=["LICENSE"],
     keywords=cfg["keywords"],
     python_requires=">=" + cfg["min_python"],
     packages=find_packages(include=["metakd", "metakd.*"]),
-    package_data={"metakd": ["data/*.sha256", "lab/*.csv"]},
+    package_data={"metakd": ["py.typed", "data/*.sha256", "lab/*.csv"]},
     install_requires=cfg["requirements"].split(),
-    extras_require={
-        "speech": cfg["speech_requirements"].split(),
-        "cohort": cfg["cohort_requirements"].split(),
-        "formats": cfg["formats_requirements"].split(),
-        "h5ad": cfg["h5ad_requirements"].split(),
-        "parquet": cfg["parquet_requirements"].split(),
-        "ray": cfg["ray_requirements"].split(),
-        "peers": cfg["peers_requirements"].split(),
-        "export": cfg["export_requirements"].split(),
-        "dev": cfg["dev_requirements"].split(),
-    },
+    extras_require=extras,
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),
         "nbdev": [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"],
@@ -42,7 +45,12 @@ setup(
     classifiers=[
         "Development Status :: 3 - Alpha",
         "Intended Audience :: Science/Research",
-        "Programming Language :: Python :: 3",
+        "Intended Audience :: Education",
+        "Operating System :: OS Independent",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in (10, 11, 12, 13)),
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Medical Science Apps.",
+        "Typing :: Typed",
     ],
     zip_safe=False,
 )

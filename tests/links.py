@@ -1,15 +1,40 @@
-"""The links between chapters, drawn from what they import. `python tests/links.py` writes them into the notebooks: each
-chapter begins with those that it needs and ends with the next one.
+"""The links between chapters, drawn from what they import, and the cell that installs metakd where a notebook is opened
+alone. `python tests/links.py` writes them into the notebooks: each chapter begins with those that it needs and ends
+with the next one.
 """
 
 import ast
 import json
 import re
+from configparser import ConfigParser
 from functools import lru_cache
 from pathlib import Path
 
 root = Path(__file__).parent.parent
 NEEDS, NEXT = "**Needs:** ", "**Next:** "
+INSTALL = """#| hide
+import importlib.util
+
+if importlib.util.find_spec("metakd") is None:
+    source = "{what}"
+    get_ipython().run_line_magic("pip", f"install -q '{{source}}'")"""
+
+
+def settings() -> dict:
+    "What settings.ini says."
+    config = ConfigParser(delimiters=["="], interpolation=None)
+    config.read(root / "settings.ini", encoding="utf-8")
+    return dict(config["DEFAULT"])
+
+
+def installation(cell: str) -> str:
+    "The cell that installs metakd, for the version that the notebook was written for; its extras stay."
+    said, found = settings(), re.search(r"metakd\[([\w,]+)\]", cell)
+    extras = sorted({"course", *(found[1].split(",") if found else [])})
+    name = f"metakd[{','.join(extras)}]"
+    index = said["install_from"] == "index"
+    what = f"{name}=={said['version']}" if index else f"{name} @ git+{said['git_url']}@{said['install_from']}"
+    return INSTALL.format(what=what)
 
 
 def chapters() -> list[Path]:
@@ -80,6 +105,16 @@ def linked(path: Path) -> dict:
     return notebook
 
 
+def installing(path: Path) -> dict:
+    "The notebook, with its links if it is a chapter, and with the cell that installs metakd."
+    notebook = linked(path) if path in chapters() else json.loads(path.read_text())
+    for cell in notebook["cells"]:
+        text = "".join(cell["source"])
+        if cell["cell_type"] == "code" and 'find_spec("metakd")' in text:
+            cell["source"] = installation(text).splitlines(keepends=True)
+    return notebook
+
+
 if __name__ == "__main__":
-    for chapter in chapters():
-        chapter.write_text(json.dumps(linked(chapter), indent=1, ensure_ascii=False) + "\n")
+    for page in sorted((root / "nbs").rglob("*.ipynb")):
+        page.write_text(json.dumps(installing(page), indent=1, ensure_ascii=False) + "\n")

@@ -1,6 +1,9 @@
 "`nbdev_test` where there is nothing but the notebooks and the installed wheel."
 
+import ast
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -8,19 +11,25 @@ from pathlib import Path
 
 import pytest
 
+from links import installing, settings
+
 root = Path(__file__).parent.parent
+pages = sorted(p for p in (root / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
 
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory):
-    "The wheel, built and unpacked where this checkout is not seen."
+    "The wheel, built from the source distribution, and unpacked where this checkout is not seen."
     folder = tmp_path_factory.mktemp("wheel")
     pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
-    subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(folder), str(root)], check=True)
+    build = [sys.executable, "-m", "build", "--sdist", "--no-isolation", "-o", str(folder), str(root)]
+    subprocess.run(build, check=True, capture_output=True)
+    (source,) = folder.glob("*.tar.gz")
+    subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(folder), str(source)], check=True)
     subprocess.run(
         [*pip, "install", "--no-deps", "--target", str(folder / "site"), *map(str, folder.glob("*.whl"))], check=True
     )
-    assert (folder / "site" / "metakd" / "data" / "fsdd.sha256").exists()
+    assert all((folder / "site" / "metakd" / name).exists() for name in ("data/fsdd.sha256", "py.typed"))
     return folder / "site"
 
 
@@ -45,3 +54,42 @@ def test_every_notebook_runs_detached(site, tmp_path):
     )
     print(done.stdout[-5000:])  # how long each took: pytest -rP
     assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
+
+
+def test_the_readme_of_the_package_index_links_to_the_repository(site):
+    (about,) = site.glob("metakd-*.dist-info/METADATA")
+    text = about.read_text()
+    address = settings()["git_url"]
+    assert f"]({address}/blob/main/nbs/413_subsetkd.ipynb)" in text and f"({address}/raw/main/results/" in text
+    assert not re.findall(r"\]\((?!https?:|#)", text)
+    assert f"Project-URL: Issues, {address}/issues" in text
+
+
+IMPORTS = {"sklearn": "scikit-learn", "PIL": "pillow", "huggingface_hub": "huggingface-hub", "SimpleITK": "simpleitk"}
+COLAB = {"IPython", "google"}  # what runs a notebook has these
+
+
+@pytest.mark.parametrize("page", pages, ids=lambda p: p.stem)
+def test_a_notebook_alone_imports_what_its_first_cell_installs(page):
+    "Its own imports; those of metakd are metakd's business."
+    assert json.loads(page.read_text()) == installing(page), "run python tests/links.py"
+    cells = ["".join(c["source"]) for c in json.loads(page.read_text())["cells"] if c["cell_type"] == "code"]
+    extras = [name for cell in cells for found in re.findall(r"metakd\[([\w,]+)\]", cell) for name in found.split(",")]
+    said = settings()
+    wanted = " ".join([said["requirements"], *(said[f"{name}_requirements"] for name in extras)])
+    installed = {re.split(r"[<>=;!]", r)[0].lower() for r in wanted.split()} | {"metakd"}
+    known = {m for m in imports(cells) if m not in sys.stdlib_module_names and m not in COLAB}
+    missing = {m for m in known if IMPORTS.get(m, m).lower().replace("_", "-") not in installed}
+    assert not missing, f"{page.name} imports {', '.join(sorted(missing))}, which {extras or 'metakd'} does not install"
+
+
+def imports(cells: list[str]) -> set[str]:
+    "The packages that the cells import, without those that a test guards (`#| notest`, `importorskip`)."
+    found = set()
+    for cell in cells:
+        for node in ast.walk(ast.parse(re.sub(r"^(\s*)[%!].*$", r"\1pass", cell, flags=re.M))):
+            if isinstance(node, ast.Import):
+                found |= {a.name.split(".")[0] for a in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                found.add(node.module.split(".")[0])
+    return found
