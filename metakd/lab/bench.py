@@ -443,9 +443,8 @@ def bench_predict(shape: Sequence[int] = (240, 240, 155), counts: Sequence[int] 
         run = Path(folder) / "run"
         experiment = Brats(Path(folder))
         save_weights(run, experiment.build(recipe)[0], recipe)
-        atomic_write(
-            run / RUN, json_bytes({"format": 2, "about": experiment.about(), "training": {}, "versions": versions()})
-        )
+        about = experiment.about(layout=experiment.layout.about())
+        atomic_write(run / RUN, json_bytes({"format": 2, "about": about, "training": {}, "versions": versions()}))
         for n in counts:
             scan_like(Path(folder) / str(n), n, shape)
             script = (
