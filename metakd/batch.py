@@ -249,7 +249,7 @@ def on_host(
         mask.host = mask.cpu()
     return mask.host
 
-
+# %% ../nbs/101_batch.ipynb #e283f53f
 def present_pairs(
     available: Tensor,  # [B, M] bool
 ) -> tuple[Tensor, Tensor]:  # sample [n], modality [n]
@@ -257,7 +257,7 @@ def present_pairs(
     sample, modality = on_host(available).nonzero(as_tuple=True)
     return sample.to(available.device), modality.to(available.device)
 
-
+# %% ../nbs/101_batch.ipynb #040c6e36
 def rows_with(
     available: Tensor,  # [B, M] bool
     modality: int,  # its column
@@ -265,7 +265,7 @@ def rows_with(
     "The samples that have a modality, as an index, likewise."
     return on_host(available)[:, modality].nonzero().squeeze(1).to(available.device)
 
-
+# %% ../nbs/101_batch.ipynb #7d812c64
 def on_device(
     mask: Tensor,  # on the CPU
     device,
@@ -276,7 +276,7 @@ def on_device(
         moved.host = mask
     return moved
 
-
+# %% ../nbs/101_batch.ipynb #d159d5b2
 def all_present(available: Tensor) -> Tensor:  # [B, M] bool
     "The mask of the same samples with nothing missing."
     return on_device(torch.ones(available.shape, dtype=torch.bool), available.device)

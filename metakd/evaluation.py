@@ -217,7 +217,7 @@ def worth(
     found = task.metrics({k: torch.cat([s[k] for s in kept]) for k in kept[0]})[metric]
     return answered * found + (1 - answered) * nothing
 
-
+# %% ../nbs/201_evaluation.ipynb #fbc7360e
 @torch.inference_mode()
 def contributions(
     method: Method,

@@ -6,7 +6,7 @@
 __all__ = ['RUN', 'WRITTEN', 'PACKAGES', 'Loader', 'shared_weights', 'save_weights', 'load_weights', 'latest_checkpoint',
            'save_checkpoint', 'load_checkpoint', 'interruptible', 'make_accelerator', 'seed_step', 'Training',
            'train_step', 'end_epoch', 'unimproved', 'finish', 'versions', 'describe', 'read_run', 'check_run',
-           'start_run', 'train_at_once', 'train', 'train_steps', 'bare_epoch']
+           'start_run', 'train_at_once', 'check_training', 'train', 'train_steps', 'bare_epoch']
 
 # %% ../nbs/203_training.ipynb #1f2c38be
 import importlib.metadata
@@ -590,6 +590,30 @@ def train_at_once(
     score = evaluate(method, task, validation, None if tested is None else tested[None])[task.main_metric].mean()
     return pd.DataFrame([{"epoch": 1, "step": 0, "seconds": time.monotonic() - began, task.main_metric: score}])
 
+# %% ../nbs/203_training.ipynb #008f619e
+def check_training(method: Method, task: Task, recipe: Recipe, data: Source, validation: Source, meta: Source) -> None:
+    "Raise a `MetakdError` where a method, its recipe and the data do not suit each other; warn of what nobody has."
+    if getattr(method, "recipe", recipe) != recipe:
+        raise MetakdError(
+            f"the method was built with another recipe ({recipe_difference(asdict(method.recipe), asdict(recipe))}; "
+            "its own against this one); train it with its own"
+        )
+    for source in (data, validation, *([meta] if method.meta_every and meta is not validation else [])):
+        source.check(method.modalities, method.shapes)
+        if isinstance(getattr(source, "y", None), Tensor):
+            task.check(source.y)
+    if nobody := [m for m, some in zip(method.modalities, data.available.any(0).tolist()) if not some]:
+        warnings.warn(
+            f"no training sample has '{nobody[0]}': what the method makes of it later is not learned",
+            MetakdWarning,
+            stacklevel=3,
+        )
+    if method.optimizers and method.meta_every and not (meta.available.sum(1) > 1).any():
+        raise MetakdError(
+            "the meta step compares modalities, and no held-out sample has two of them; pass some that have as "
+            "`meta`, or set alpha to 0"
+        )
+
 # %% ../nbs/203_training.ipynb #a1757717
 def train(
     method: Method,
@@ -617,19 +641,11 @@ def train(
     `stepping` (validation apart), and of those `waited` for data.
     """
     out, meta = Path(out) if out is not None else None, validation if meta is None else meta
+    check_training(method, task, recipe, data, validation, meta)
     if not checkpoint_seconds >= 0:
         raise MetakdError(f"checkpoint_seconds = {checkpoint_seconds}: expected 0 or more")
     if patience is not None and patience < 1:
         raise MetakdError(f"patience = {patience}: expected at least one validation, or None")
-    if getattr(method, "recipe", recipe) != recipe:
-        raise MetakdError(
-            f"the method was built with another recipe ({recipe_difference(asdict(method.recipe), asdict(recipe))}; "
-            "its own against this one); train it with its own"
-        )
-    for source in (data, validation, *([meta] if method.meta_every and meta is not validation else [])):
-        source.check(method.modalities, method.shapes)
-        if isinstance(getattr(source, "y", None), Tensor):
-            task.check(source.y)
     if not method.optimizers:
         if out:
             raise MetakdError(
@@ -637,11 +653,6 @@ def train(
                 "without a folder"
             )
         return train_at_once(method, task, data, validation, tested)
-    if method.meta_every and not (meta.available.sum(1) > 1).any():
-        raise MetakdError(
-            "the meta step compares modalities, and no held-out sample has two of them; pass some that have as "
-            "`meta`, or set alpha to 0"
-        )
     if out is None:
         return train_steps(
             Training(method, task, recipe, data, validation, tested, meta, None, None),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 root = Path(__file__).parent.parent
 NEEDS, NEXT = "**Needs:** ", "**Next:** "
+BADGE = re.compile(r"\(https://colab\.research\.google\.com/github/[^)]*\)")
 INSTALL = """#| hide
 import importlib.util
 
@@ -25,6 +26,12 @@ def settings() -> dict:
     config = ConfigParser(delimiters=["="], interpolation=None)
     config.read(root / "settings.ini", encoding="utf-8")
     return dict(config["DEFAULT"])
+
+
+def colab(path: Path) -> str:
+    "Where Colab opens a notebook."
+    where = settings()["git_url"].removeprefix("https://github.com/")
+    return f"(https://colab.research.google.com/github/{where}/blob/{settings()['branch']}/{path.relative_to(root)})"
 
 
 def installation(cell: str) -> str:
@@ -106,12 +113,14 @@ def linked(path: Path) -> dict:
 
 
 def installing(path: Path) -> dict:
-    "The notebook, with its links if it is a chapter, and with the cell that installs metakd."
+    "The notebook, with its links if it is a chapter, its badge, and the cell that installs metakd."
     notebook = linked(path) if path in chapters() else json.loads(path.read_text())
     for cell in notebook["cells"]:
         text = "".join(cell["source"])
         if cell["cell_type"] == "code" and 'find_spec("metakd")' in text:
             cell["source"] = installation(text).splitlines(keepends=True)
+        elif cell["cell_type"] == "markdown" and BADGE.search(text):
+            cell["source"] = BADGE.sub(colab(path), text).splitlines(keepends=True)
     return notebook
 
 

@@ -16,9 +16,10 @@ from conftest import with_rubbish
 from metakd.batch import Batch, all_subsets, drop_random
 from metakd.evaluation import evaluate
 from metakd.methods.metakd import HYPERGRADIENTS, MetaKD, MetaKDRecipe, meta_gradient
-from metakd.nn.model import MultimodalModel
+from metakd.nn.model import MultimodalModel, classifier
 from metakd.nn.networks import Encoders
 from metakd.tasks.base import Task
+from metakd.tasks.classification import Classification
 from metakd.training import train
 
 SEQUENCES = ("flair", "t1", "t1c", "t2")
@@ -147,3 +148,21 @@ def test_every_option_takes_a_step(normalisation, distance):
     method = build(recipe)
     history = train(method, method.task, recipe, cohort(8, 6), cohort(4, 7), progress=False)
     assert history.loss.notna().all() and (method.importance() > 0).all()
+
+
+@pytest.mark.parametrize("name", ["first_order", "unrolled", "implicit"])
+def test_networks_that_are_called_as_one_have_the_hypergradients_of_each_alone(name, monkeypatch):
+    shapes = {f"sensor{k}": (3,) for k in range(5)}
+    available = torch.rand(20, 5, generator=torch.Generator().manual_seed(0)) < 0.7
+    available[:, 0] |= ~available.any(1)
+    batch = Batch({m: torch.randn(20, 3) for m in shapes}, available, torch.randint(2, (20,)))
+    found = []
+    for together in (4, 99):
+        monkeypatch.setattr("metakd.nn.networks.TOGETHER", together)
+        torch.manual_seed(1)
+        recipe = MetaKDRecipe(hypergradient=name, inner_lr=0.1)
+        method = MetaKD(classifier(shapes, 2), Classification(2), recipe)
+        method.setup(batch)
+        method.progress = 1.0
+        found.append(HYPERGRADIENTS[name](method, batch, batch)[1])
+    assert found[0].abs().max() > 1e-4 and torch.allclose(*found, atol=1e-7)

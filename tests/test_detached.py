@@ -65,6 +65,11 @@ def test_the_readme_of_the_package_index_links_to_the_repository(site):
     assert f"Project-URL: Issues, {address}/issues" in text
 
 
+def test_files_beside_the_package_say_the_same_version_and_address():
+    said, citation = settings(), (root / "CITATION.cff").read_text()
+    assert f"version: {said['version']}\n" in citation and f"repository-code: {said['git_url']}\n" in citation
+
+
 IMPORTS = {"sklearn": "scikit-learn", "PIL": "pillow", "huggingface_hub": "huggingface-hub", "SimpleITK": "simpleitk"}
 COLAB = {"IPython", "google"}  # what runs a notebook has these
 
@@ -84,7 +89,7 @@ def test_a_notebook_alone_imports_what_its_first_cell_installs(page):
 
 
 def imports(cells: list[str]) -> set[str]:
-    "The packages that the cells import, without those that a test guards (`#| notest`, `importorskip`)."
+    "The packages that the cells import."
     found = set()
     for cell in cells:
         for node in ast.walk(ast.parse(re.sub(r"^(\s*)[%!].*$", r"\1pass", cell, flags=re.M))):

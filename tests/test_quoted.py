@@ -157,8 +157,8 @@ QUOTED = [
         lambda: gliomas("mmFormer", ALL) + gliomas_without_flair("mmFormer", "NoKD"),
     ),
     (
-        "NoKD has {:.1f} ± {:.1f} from all sequences and MetaKD {:.1f} ± {:.1f}; where FLAIR is missing MetaKD is "
-        "{:.1f} ± {:.1f} points ahead",
+        "NoKD has {:.1f} ± {:.1f} from all sequences and MetaKD {:.1f} ± {:.1f}; where FLAIR is missing they are "
+        "level ({:.1f} ± {:.1f} points)",
         lambda: (
             gliomas("NoKD", ALL, AWAY) + gliomas("MetaKD", ALL, AWAY) + gliomas_without_flair("MetaKD", "NoKD", AWAY)
         ),

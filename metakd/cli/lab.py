@@ -323,6 +323,8 @@ def bench(
     if min(runs, repeats) < 1:
         raise MetakdError("runs and repeats are at least 1")
     if out is not None:
+        if out.suffix != ".json":
+            raise MetakdError(f"{out}: expected a name that ends in .json; the curves go beside it as .png")
         if out.exists() and not {"hardware", "runs"} <= read_json(out, "what metakd bench wrote").keys():
             raise MetakdError(f"{out} holds something else, and is not overwritten; choose another name")
         check_outputs([out.with_suffix(".png")], overwrite=out.exists())

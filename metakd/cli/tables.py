@@ -169,13 +169,14 @@ def train_tables(
     Args:
         table: A CSV or Parquet file whose first column says who, or NAME=FILE, once for each modality; or an .npy with
             .ids.txt beside it.
-        labels: A CSV file: who, and what is to be predicted; for several labels a column of 0 and 1 for each.
+        labels: A CSV or Parquet file: who, and what is to be predicted; for several labels a column of 0 and 1 for
+            each.
         out: Folder for the model, test.csv and scores.csv.
         label: Which column of labels; None where there is one.
         event: Of times: the column that says whether the event was seen (1) or watching ended before it (0).
         task: Are labels classes, numbers, several labels at once, or times to an event?
         method: MetaKD, NoKD, ShaSpec, or any other for tables.
-        groups: A CSV file: identifier and person, where somebody has several rows.
+        groups: A CSV or Parquet file: identifier and person, where somebody has several rows.
         test: Share of the people who are kept apart; 0 for none.
         hiding: Probability that a person has present modalities hidden in a step of the training.
         lr: Learning rate.

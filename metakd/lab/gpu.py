@@ -57,13 +57,13 @@ def on_card(network: str, window: Sequence[int], batch: int, device: torch.devic
     available = all_subsets(4)[[14, 9, 12, 4]].repeat(-(-batch // 4), 1)[:batch]
     return method, Batch(x, available, y).to(device)
 
-
+# %% ../../nbs/511_gpu.ipynb #73d3a1ce
 def compile_networks(method: Method) -> None:
     "Compile encoders and decoder in place, for any number of rows."
     for part in (*method.model.encoders.networks, method.model.decoder):
         part.compile(dynamic=True)
 
-
+# %% ../../nbs/511_gpu.ipynb #65893499
 def card_row(
     network: str,  # compact or reference
     precision: str,  # fp32 or bf16

@@ -231,7 +231,7 @@ RETRIES = 5  # of a run whose machine went away
 
 def through_ray(calls: Sequence[Callable], workers: int) -> Iterator:  # what they return, as it comes
     """Calls on a Ray cluster: the one of $RAY_ADDRESS, one that is joined already, or one of this machine; at most
-    `workers` at a time. Raises a `MetakdError` where Ray is not installed, or a machine is lost too often.
+    `workers` at a time. Raises what a call raises, and a `MetakdError` where Ray is not installed or gives up.
     """
     try:
         import ray
@@ -250,11 +250,11 @@ def through_ray(calls: Sequence[Callable], workers: int) -> Iterator:  # what th
             (finished, *_), running = ray.wait(running)
             yield ray.get(finished)
     except RayTaskError as e:
-        raise e.as_instanceof_cause() from None
+        raise e.cause from None  # what the run itself raised
     except RayError as e:
         raise MetakdError(
-            f"a machine of the Ray cluster was lost more than {RETRIES} times in one run ({type(e).__name__}); "
-            "finished runs are kept: run it again to continue"
+            f"Ray could not finish a run ({type(e).__name__}), which it begins {RETRIES} times again where a machine "
+            "is lost; finished runs are kept: run it again to continue"
         ) from None
     finally:
         for left in running:
@@ -270,19 +270,13 @@ def run_jobs(
     experiment: type[Experiment] | None = None,
 ) -> None:
     "The parallel part of `sweep`. Raises a `MetakdError` where the backend is not installed."
+    calls = [partial(run_one, work, j, os.getpid(), experiment, foreign_spec(experiment, j)) for j in todo]
     if backend == "ray":
-        calls = [partial(run_one, work, j, os.getpid(), experiment, foreign_spec(experiment, j)) for j in todo]
         write_results(through_ray(calls, workers), len(todo), out)
         return
     streams = backend in ("loky", "threading", "sequential")  # the others give a group of results at a time
-    groups = [todo] if streams else [todo[k : k + 4 * workers] for k in range(0, len(todo), 4 * workers)]
+    groups = [calls] if streams else [calls[k : k + 4 * workers] for k in range(0, len(calls), 4 * workers)]
     with joblib.parallel_config(backend, n_jobs=workers, **({"inner_max_num_threads": 1} if backend == "loky" else {})):
         parallel = joblib.Parallel(return_as="generator_unordered" if streams else "list")
-        results = (
-            result
-            for group in groups
-            for result in parallel(
-                joblib.delayed(run_one)(work, j, os.getpid(), experiment, foreign_spec(experiment, j)) for j in group
-            )
-        )
+        results = (result for group in groups for result in parallel(joblib.delayed(call)() for call in group))
         write_results(results, len(todo), out)
