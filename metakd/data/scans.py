@@ -1290,7 +1290,7 @@ class Volumes:
                         desc="reading cases",
                         unit="case",
                         leave=False,
-                        disable=None if progress else True,
+                        **({} if progress else {"disable": True}),
                     ),
                 )
             )
