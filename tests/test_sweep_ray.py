@@ -11,14 +11,10 @@ import pandas as pd
 import pytest
 
 from metakd.files import MetakdError
-from metakd.lab.sweep import through_ray
+from metakd.lab.sweep import check_backend, through_ray
 from metakd.lab.table2 import AudioVisionRecipe, table2, table2_jobs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def refuse(sentence: str):
-    raise MetakdError(sentence)
 
 
 def two_nodes():
@@ -55,8 +51,10 @@ def test_a_sweep_over_two_nodes_survives_the_loss_of_one(tmp_path):
     try:
         assert len(ray.nodes()) == 2
         runs = table2(tmp_path / "ray", AudioVisionRecipe(epochs=2), jobs, workers=2, backend="ray")
-        with pytest.raises(MetakdError, match="^no such thing$"):  # a sentence, not a traceback of another machine
-            list(through_ray([partial(refuse, "no such thing")], 1))
+        with pytest.raises(
+            MetakdError, match="^unknown backend 'abacus'"
+        ):  # a sentence, not a traceback of another machine
+            list(through_ray([partial(check_backend, "abacus")], 1))
     finally:
         thread.join(60)
         ray.shutdown()
