@@ -1,10 +1,12 @@
 "Reads everything from settings.ini, the one place where name, version, addresses and requirements are written."
 
 import re
+import shutil
 from configparser import ConfigParser
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 here = Path(__file__).parent
 config = ConfigParser(delimiters=["="], interpolation=None)
@@ -17,7 +19,21 @@ readme = (here / "README.md").read_text(encoding="utf-8")
 readme = re.sub(r"(!\[[^\]]*\])\((?!https?:|#)([^)]+)\)", rf"\1({cfg['git_url']}/raw/{cfg['branch']}/\2)", readme)
 readme = re.sub(r"\]\((?!https?:|#)([^)]+)\)", rf"]({pages}/\1)", readme)
 
+
+class BuildWithResults(build_py):
+    "The tables of the lab go into the wheel, where its notebooks find them."
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            wanted = shutil.ignore_patterns("*.png")
+            shutil.copytree(
+                here / "results", Path(self.build_lib) / "metakd" / "results", ignore=wanted, dirs_exist_ok=True
+            )
+
+
 setup(
+    cmdclass={"build_py": BuildWithResults},
     name=cfg["lib_name"],
     version=cfg["version"],
     description=cfg["description"],

@@ -1,6 +1,6 @@
-"""The links between chapters, drawn from what they import, and the cell that installs metakd where a notebook is opened
-alone. `python tests/links.py` writes them into the notebooks: each chapter begins with those that it needs and ends
-with the next one.
+"""What `make tidy` writes into the notebooks. The links between chapters, drawn from what they import: each begins with
+those that it needs and ends with the next one. The cell that installs metakd where a notebook is opened alone. Hidden
+cells are folded, and progress bars, which would stand at 0 for ever, are taken out.
 """
 
 import ast
@@ -112,11 +112,21 @@ def linked(path: Path) -> dict:
     return notebook
 
 
+def is_bar(output: dict) -> bool:
+    "Is it a progress bar?"
+    return "application/vnd.jupyter.widget-view+json" in output.get("data", {})
+
+
 def installing(path: Path) -> dict:
     "The notebook, with its links if it is a chapter, its badge, and the cell that installs metakd."
     notebook = linked(path) if path in chapters() else json.loads(path.read_text())
+    notebook["metadata"].pop("widgets", None)
     for cell in notebook["cells"]:
         text = "".join(cell["source"])
+        if cell["cell_type"] == "code":
+            cell["outputs"] = [o for o in cell["outputs"] if not is_bar(o)]
+            if text.startswith("#| hide"):
+                cell["metadata"]["jupyter"] = {"source_hidden": True}
         if cell["cell_type"] == "code" and 'find_spec("metakd")' in text:
             cell["source"] = installation(text).splitlines(keepends=True)
         elif cell["cell_type"] == "markdown" and BADGE.search(text):

@@ -288,16 +288,13 @@ def studies(
     refused.
     """
     out, chosen = Path(out), tuple(Study.rows if methods is None else methods)
-    everybody = align(*read_study(study.data))  # once, aloud
     setting = {"data": study.data, "hidden": study.hidden, "folds": study.folds, "drop": recipe.drop}
-    keep_recipe(
-        out / f"studies_{Path(study.data).name}_drop{recipe.drop:g}_recipe.json",
-        Study,
-        recipe,
-        chosen,
-        {"people": source_digest(everybody.batch)},
-    )
     jobs = [{**setting, "method": m, "seed": s, "recipe": recipe} for s in range(seeds) for m in chosen]
+    cause = {}
+    if not all(study_done(j, out) for j in jobs):  # who only reads results needs no data
+        cause = {"people": source_digest(align(*read_study(study.data)).batch)}
+    kept_as = out / f"studies_{Path(study.data).name}_drop{recipe.drop:g}_recipe.json"
+    keep_recipe(kept_as, Study, recipe, chosen, cause)
     sweep(jobs, study_run, out, study_done, workers, tables=(RUNS, SUBSETS, CURVES), experiment=Study)
     runs = read_runs(out / RUNS)
     return runs[

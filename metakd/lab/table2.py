@@ -290,16 +290,13 @@ def table2(
     """
     check_backend(backend)
     out = Path(out)
-    jobs = table2_jobs() if jobs is None else list(jobs)
-    # features are computed once, here, and workers find them cached
-    loaded = {front_end: load_once(front_end, path, source) for front_end in sorted({j["frontend"] for j in jobs})}
-    keep_recipe(
-        out / "table2_recipe.json",
-        AudioVision,
-        recipe,
-        {j["method"] for j in jobs},
-        {f: digest(data.x, data.y, data.source) for f, data in loaded.items()},
-    )
+    jobs, cause = table2_jobs() if jobs is None else list(jobs), {}
+    if not all(table2_done(j, out) for j in jobs):  # who only reads results needs no data
+        # features are computed once, here, and workers find them cached
+        for front_end in sorted({j["frontend"] for j in jobs}):
+            data = load_once(front_end, path, source)
+            cause[front_end] = digest(data.x, data.y, data.source)
+    keep_recipe(out / "table2_recipe.json", AudioVision, recipe, {j["method"] for j in jobs}, cause)
     sweep(
         [{**j, "recipe": recipe, "source": source, "path": path} for j in jobs],
         table2_run,
