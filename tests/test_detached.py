@@ -29,7 +29,9 @@ def site(tmp_path_factory):
     subprocess.run(
         [*pip, "install", "--no-deps", "--target", str(folder / "site"), *map(str, folder.glob("*.whl"))], check=True
     )
-    assert all((folder / "site" / "metakd" / name).exists() for name in ("data/fsdd.sha256", "py.typed", "results/table2a.csv"))
+    assert all(
+        (folder / "site" / "metakd" / name).exists() for name in ("data/fsdd.sha256", "py.typed", "results/table2a.csv")
+    )
     return folder / "site"
 
 
