@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test gpu lab tidy notebooks readme export constraints clean
+.PHONY: install demo test docs browser gpu lab tidy notebooks readme export constraints clean
 
 install: $(VENV)/.installed
 
@@ -20,6 +20,19 @@ demo: install  ## train and evaluate MetaKD, its ablation and its bounds, print 
 test: export OMP_NUM_THREADS = 1  # two workers on two cores
 test: install  ## every test: notebooks (nbdev_test, with nothing but the wheel), whole program, notebooks and package agree, notebooks are clean
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 10 tests
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt -e '.[docs]'
+	touch $@
+
+docs: $(VENV)/.docs  ## the site, from the committed notebooks, into _docs/html; a link that leads nowhere is an error
+	$(BIN)/python docs/prepare.py _docs/source
+	$(BIN)/sphinx-build -q -W --keep-going -j auto -b html -c docs _docs/source _docs/html
+	$(BIN)/python docs/prepare.py --download _docs/html
+
+browser: docs  ## the site and JupyterLab in Chromium ($$CHROMIUM, or the one that is installed)
+	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt playwright
+	$(BIN)/python -m pytest -q docs/test_site.py
 
 gpu: install  ## on a machine with a CUDA card: the tests that need one, their cells, and results/gpu.json
 	$(BIN)/python -m pytest tests/test_cuda.py

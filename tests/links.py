@@ -88,7 +88,9 @@ def below(path: Path) -> frozenset[Path]:
 
 
 def needs(path: Path) -> list[Path]:
-    "What it stands on, without what goes without saying because another of them stands on it."
+    "What it stands on, without what goes without saying because another of them stands on it. A tour needs nothing."
+    if path.stem.startswith("000"):
+        return []
     return sorted(stands_on(path) - below(path))
 
 

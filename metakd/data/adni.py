@@ -75,6 +75,7 @@ LEAKS = ("PTCOGBEG", "PTADDX", "PTADBEG")  # beginnings of column names
 
 
 def read_h5ad(path: Path) -> pd.DataFrame:
+    "Genomes from an AnnData file, a row per person. Raises a `MetakdError` where anndata is not installed."
     try:
         import anndata
     except ImportError:

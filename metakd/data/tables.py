@@ -31,6 +31,7 @@ from ..tasks.classification import Classification
 
 # %% ../../nbs/204_tables.ipynb #7a1e0c08
 def plain(who) -> str:
+    "An identifier as people write it."
     return repr(getattr(who, "item", lambda: who)())  # an identifier: 1, not np.int64(1)
 
 
@@ -359,6 +360,7 @@ class Samples:
 
 # %% ../../nbs/204_tables.ipynb #b6ff7b3e
 def first(ids: pd.Index) -> str:
+    "How many identifiers there are, and the first three of them."
     return f"{len(ids)} ({', '.join(map(plain, ids[:3]))}{', ...' if len(ids) > 3 else ''})"
 
 

@@ -28,6 +28,7 @@ def gaussian(
     parameters: Tensor,  # [..., 2 n]: means, and what softplus makes standard deviations
     sample: bool,  # or take the mean
 ) -> Tensor:  # [..., n]
+    "Draws from independent normal distributions, or their means."
     mean, raw = parameters.chunk(2, -1)
     return mean + F.softplus(raw) * torch.randn_like(mean) if sample else mean
 
