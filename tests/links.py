@@ -108,9 +108,9 @@ def linked(path: Path) -> dict:
     words = [c for c in notebook["cells"] if c["cell_type"] == "markdown"]
     following = order[order.index(path) + 1 :][:1]
     for cell, mark, paths in ((words[0], NEEDS, needs(path)), (words[-1], NEXT, following)):
-        text = re.sub(rf"\n*{re.escape(mark)}.*", "", "".join(cell["source"])).rstrip()
+        text = re.sub(rf"\n*{re.escape(mark)}.*", "", "".join(cell["source"])).strip()
         line = mark + ", ".join(map(link, paths)) if paths else ""
-        cell["source"] = (f"{text}\n\n{line}" if line else text).splitlines(keepends=True)
+        cell["source"] = "\n\n".join(part for part in (text, line) if part).splitlines(keepends=True)
     return notebook
 
 
