@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['BLACK', 'ORANGE', 'SKY', 'GREEN', 'BLUE', 'RED', 'PURPLE', 'PALETTE', 'COLOURS', 'TALK', 'colours', 'band',
            'plot_curves', 'plot_weights', 'plot_dots', 'plot_region_gains', 'plot_groups', 'plot_gains', 'plot_missing',
-           'plot_contributions', 'plot_reliability']
+           'plot_contributions', 'plot_reliability', 'places', 'sketch']
 
 # %% ../nbs/202_plots.ipynb #03c00004
 from collections.abc import Iterable, Sequence
+from textwrap import fill
 from typing import Literal
 
 import pandas as pd
@@ -285,3 +286,60 @@ def plot_reliability(
     ax.plot(bins.confidence, bins.accuracy, lw=0.8, alpha=0.6, **style)
     ax.scatter(bins.confidence, bins.accuracy, s=4 + 120 * bins.n / bins.n.sum(), label=label, **style)
     ax.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02), aspect="equal")
+
+# %% ../nbs/202_plots.ipynb #b3d66487
+def places(paths: Sequence[Sequence[str]]) -> dict[str, tuple[int, float]]:  # name -> column, row
+    "Where the boxes of a sketch are: behind all that lead to them, and in the middle of their paths."
+    rows = {name: [k for k, path in enumerate(paths) if name in path] for path in paths for name in path}
+    columns = dict.fromkeys(rows, 0)
+    for _ in rows:
+        for path in paths:
+            for a, b in zip(path, path[1:]):
+                columns[b] = max(columns[b], columns[a] + 1)
+    if max(columns.values()) >= len(rows):
+        raise MetakdError("a sketch has no way back: its arrows go in a circle")
+    middle = {name: sum(r) / len(r) for name, r in rows.items()}
+    at = {}
+    for column in set(columns.values()):
+        names = sorted((n for n in rows if columns[n] == column), key=middle.get)
+        lines = [middle[names[0]]]
+        for name in names[1:]:
+            lines.append(max(middle[name], lines[-1] + 0.9))  # boxes of one column do not touch
+        shift = sum(middle[n] for n in names) / len(names) - sum(lines) / len(lines)
+        at |= {name: (column, line + shift) for name, line in zip(names, lines)}
+    return at
+
+
+def sketch(
+    *paths: str,  # names joined by `->`; a name that comes again is the same box, one in brackets is missing
+    width: float = 8.4,  # inches
+):
+    "Boxes and arrows from left to right. Returns the matplotlib figure. Raises a `MetakdError` for a circle."
+    import matplotlib.pyplot as plt
+
+    steps = [[name.strip() for name in path.split("->")] for path in paths]
+    at = places(steps)
+    fig, ax = plt.subplots(
+        figsize=(width, 0.4 + 0.55 * (1 + max(y for _, y in at.values()) - min(y for _, y in at.values()))),
+        layout="constrained",
+    )
+    boxes = {}
+    for name, (x, y) in at.items():
+        missing = name.startswith("(")
+        style = {
+            "boxstyle": "round,pad=0.4",
+            "fc": "white",
+            "ec": "0.6" if missing else BLUE,
+            "ls": ":" if missing else "-",
+        }
+        text = fill(name.strip("()") if missing else name, 17)
+        colour = "0.5" if missing else "black"
+        boxes[name] = ax.text(x, -y, text, ha="center", va="center", fontsize=7.5, color=colour, bbox=style)
+    for a, b in dict.fromkeys(pair for path in steps for pair in zip(path, path[1:])):
+        ends = {"patchA": boxes[a].get_bbox_patch(), "patchB": boxes[b].get_bbox_patch(), "shrinkA": 2, "shrinkB": 2}
+        arrow = {"arrowstyle": "-|>", "color": "0.4", "lw": 1.1, **ends}
+        ax.annotate("", (at[b][0], -at[b][1]), (at[a][0], -at[a][1]), arrowprops=arrow)
+    ax.set(xlim=(-0.5, max(x for x, _ in at.values()) + 0.5))
+    ax.set(ylim=(-max(y for _, y in at.values()) - 0.45, -min(y for _, y in at.values()) + 0.45))
+    ax.axis("off")
+    return fig
