@@ -63,7 +63,7 @@ def real_gliomas(folder: Path) -> Comparison:
 
     def difference(a: pd.Series, b: pd.Series) -> dict[str, float]:
         if min(seeds[a.name], seeds[b.name]) > 1:
-            both = (by_seed[a.name] - by_seed[b.name]).unstack().dropna(axis=1, how="all")
+            both = (by_seed[a.name] - by_seed[b.name]).unstack().dropna(axis=1)
             return crossed_gain(both.to_numpy())
         return paired_gain(a, b)
 
