@@ -60,7 +60,7 @@ readme: install  ## README.md from nbs/index.ipynb
 
 constraints:  ## the tested set of versions anew
 	$(BIN)/python -m pip install uv
-	$(BIN)/python -c "from configparser import ConfigParser as C; c = C(delimiters=['=']); c.read('settings.ini'); c = c['DEFAULT']; print('\n'.join((c['requirements'] + ' ' + c['dev_requirements'] + ' ' + c['docs_requirements'] + ' playwright torch==2.13.0').split()))" > requirements.tmp
+	$(BIN)/python -c "from configparser import ConfigParser as C; c = C(delimiters=['=']); c.read('settings.ini'); c = c['DEFAULT']; print('\n'.join((' '.join(c[k + 'requirements'] for k in ('', 'audio_', 'scans_', 'tables_', 'logs_', 'dev_', 'docs_')) + ' playwright torch==2.13.0').split()))" > requirements.tmp
 	(echo "# The versions that were tested together; regenerate with: make constraints"; $(BIN)/uv pip compile --universal --python-version 3.10 --no-annotate --no-header requirements.tmp | grep -v -E '^(nvidia|cuda|triton)') > constraints.txt
 	rm requirements.tmp
 

@@ -14,6 +14,9 @@ config.read(here / "settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
 pages = f"{cfg['git_url']}/blob/{cfg['branch']}"
 extras = {k.removesuffix("_requirements"): v.split() for k, v in cfg.items() if k.endswith("_requirements")}
+extras["all"] = [r for kind in ("audio", "scans", "tables", "logs") for r in extras[kind]]
+for name in ("course", "dev"):
+    extras[name] += extras["all"]
 # links and pictures of the README work where it is read without the repository
 readme = (here / "README.md").read_text(encoding="utf-8")
 readme = re.sub(r"(!\[[^\]]*\])\((?!https?:|#)([^)]+)\)", rf"\1({cfg['git_url']}/raw/{cfg['branch']}/\2)", readme)

@@ -22,16 +22,11 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from scipy.sparse import issparse
-from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin, clone
-from sklearn.metrics import accuracy_score, r2_score, roc_auc_score
-from sklearn.utils import check_random_state
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, validate_data
 
 from .batch import Batch
 from .data.tables import Samples, View, align, as_view, check_indexes, identifiers, people_of, plain
 from .evaluation import gather, temperatures, usual_subsets
-from .files import MetakdError, MetakdWarning, atomic_write, json_bytes, make_folder, read_json
+from .files import MetakdError, MetakdWarning, atomic_write, json_bytes, make_folder, needs, read_json
 from .methods.registry import MethodSpec, find_method, methods
 from .methods.supervised import TableRecipe, usual_batch, usual_epochs
 from .tasks.base import Task, joined
@@ -40,6 +35,13 @@ from .tasks.multilabel import MultiLabel
 from .tasks.regression import Regression
 from .tasks.survival import Survival, concordance
 from .training import train, versions
+
+with needs("tables"):
+    from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin, clone
+    from sklearn.metrics import accuracy_score, r2_score, roc_auc_score
+    from sklearn.utils import check_random_state
+    from sklearn.utils.multiclass import check_classification_targets
+    from sklearn.utils.validation import check_is_fitted, validate_data
 
 # %% ../nbs/211_estimators.ipynb #8ed4ae12
 def recipe_of(spec: MethodSpec) -> type[TableRecipe]:
@@ -181,7 +183,8 @@ def some_people(
     seed: int,
 ) -> pd.Index:
     "A random part of the people, with the same mixture of strata where that can be; two people at least."
-    from sklearn.model_selection import train_test_split
+    with needs("tables"):
+        from sklearn.model_selection import train_test_split
 
     each = pd.Series(strata, people.index).groupby(people, sort=False).max()
     try:
@@ -718,7 +721,8 @@ def load(folder: str | Path) -> TableEstimator:
     about = read_json(folder / "estimator.json", "a kept estimator")
     if about.get("format") != KEPT or about.get("estimator") not in ESTIMATORS:
         raise MetakdError(f"{folder}: not what this version of metakd keeps; fit again")
-    import skops.io  # it takes seconds to import
+    with needs("tables"):
+        import skops.io  # it takes seconds to import
 
     try:
         weights = safetensors.torch.load((folder / "weights.safetensors").read_bytes())
@@ -730,7 +734,8 @@ def load(folder: str | Path) -> TableEstimator:
 
 def kept_transformer(transformer, name: str) -> bytes:
     "A fitted transformer as data without code. Raises a `MetakdError` for one that holds functions or strange classes."
-    import skops.io
+    with needs("tables"):
+        import skops.io
 
     content = skops.io.dumps(transformer)
     if odd := sorted(set(skops.io.get_untrusted_types(data=content)) - set(TRUSTED)):

@@ -281,12 +281,14 @@ def interruptible():
 def make_accelerator(
     precision: str = "no",
     out: Path | None = None,
-    trackers: Sequence = ("tensorboard",),
+    trackers: Sequence | None = None,
 ) -> Accelerator:
     """One for this process; a notebook may ask for another precision than the cell before. Raises a `MetakdError` for
     a tracker that is not installed.
     """
     there = [str(t) for t in get_available_trackers()]
+    if trackers is None:
+        trackers = [t for t in ("tensorboard",) if t in there]
     if missing := [t for t in trackers if isinstance(t, str) and t not in there]:
         raise MetakdError(f"no tracker '{missing[0]}' here: install it, or choose from {', '.join(there) or 'none'}")
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
@@ -324,7 +326,7 @@ class Training:
         meta: Source,
         out: Path | None,
         start: Path | None,
-        trackers: Sequence = ("tensorboard",),
+        trackers: Sequence | None = None,
     ):
         method.setup(data)
         self.method, self.task, self.recipe, self.tested, self.out = method, task, recipe, tested, out
@@ -360,7 +362,7 @@ class Training:
         self.pending: list[tuple[int, Tensor]] = []  # losses that nobody has looked at
         self.began = self.saved_at = time.monotonic()
         if self.writes:
-            a.init_trackers("tensorboard" if tuple(trackers) == ("tensorboard",) else "metakd")
+            a.init_trackers("tensorboard" if trackers is None else "metakd")
 
     def seconds(self) -> float:
         "Since the training began, all its parts together."
@@ -631,8 +633,9 @@ def train(
     meta: Source | None = None,  # D_v of equation (4); None: `validation`
     watch: Callable[[Method, dict], dict[str, float]] | None = None,  # from the row of an epoch, more for it
     about: Mapping = {},  # what a later command must know of the run: goes into experiment.json
-    # where rows are logged besides log.csv, if there is a folder: names that accelerate knows, or its trackers
-    trackers: Sequence = ("tensorboard",),
+    # where rows are logged besides log.csv, if there is a folder: names that accelerate knows, or its trackers; None:
+    # TensorBoard, where it is installed
+    trackers: Sequence | None = None,
 ) -> pd.DataFrame:  # one row per epoch
     """Train a method; it holds the chosen weights afterwards. The same call with `resume=True` continues a run that
     stopped. Raises a `MetakdError` that says what does not fit together, before the first step.

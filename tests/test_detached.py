@@ -83,7 +83,8 @@ def test_a_notebook_alone_imports_what_its_first_cell_installs(page):
     cells = ["".join(c["source"]) for c in json.loads(page.read_text())["cells"] if c["cell_type"] == "code"]
     extras = [name for cell in cells for found in re.findall(r"metakd\[([\w,]+)\]", cell) for name in found.split(",")]
     said = settings()
-    wanted = " ".join([said["requirements"], *(said[f"{name}_requirements"] for name in extras)])
+    kinds = ("audio", "scans", "tables", "logs")  # which the extra `course` has too
+    wanted = " ".join([said["requirements"], *(said[f"{name}_requirements"] for name in (*kinds, *extras))])
     installed = {re.split(r"[<>=;!]", r)[0].lower() for r in wanted.split()} | {"metakd"}
     known = {m for m in imports(cells) if m not in sys.stdlib_module_names and m not in COLAB}
     missing = {m for m in known if IMPORTS.get(m, m).lower().replace("_", "-") not in installed}

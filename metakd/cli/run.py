@@ -29,7 +29,16 @@ from ..data.layouts import cases_by_sequence, describe_folder, layout_of
 from ..data.memory_clinic import write_clinic
 from ..data.scans import Case, ScanLayout, find_cases, merged
 from ..evaluation import evaluate
-from ..files import MetakdError, atomic_write, cache_dir, differences, json_bytes, read_json, write_table
+from metakd.files import (
+    MetakdError,
+    MissingPackage,
+    atomic_write,
+    cache_dir,
+    differences,
+    json_bytes,
+    read_json,
+    write_table,
+)
 from ..lab.experiment import Experiment
 from ..lab.studies import Study
 from ..lab.table1 import REFERENCE, Brats, ScanExperiment, ScanFolder
@@ -141,8 +150,12 @@ def training_commands(
     commands = {name: train_command(name, m) for name, m in method.items()}
     if args and args[0] in commands:  # the other one imports scikit-learn, which takes as long as torch
         return commands
-    from metakd.cli.tables import train_tables
-
+    try:
+        from metakd.cli.tables import train_tables
+    except MissingPackage:
+        if args[:1] == ["tables"]:
+            raise
+        return commands  # help is there for what is installed
     return {"tables": train_tables} | commands
 
 # %% ../../nbs/602_commands.ipynb #64d1019e

@@ -49,7 +49,7 @@ from metakd.data.nifti import (
     turn,
 )
 from .tables import patient_of
-from ..files import MetakdError, MetakdWarning, atomic_write, digest, json_bytes, make_folder, read_json
+from ..files import MetakdError, MetakdWarning, atomic_write, digest, json_bytes, make_folder, needs, read_json
 from ..plots import colours
 
 # %% ../../nbs/208_scans.ipynb #7dbfc8cc
@@ -1011,7 +1011,8 @@ def to_network(
     size = network_shape(x.shape[1:], spacing, wanted)
     if size == tuple(x.shape[1:]):
         return x
-    from monai.transforms import Resize
+    with needs("scans"):
+        from monai.transforms import Resize
 
     # interpolation half-way is a mean already; MONAI smooths all axes or none, so the sparse ones come first
     sparse = tuple(s if n > 2 * s else n for n, s in zip(x.shape[1:], size))
@@ -1035,7 +1036,8 @@ def prepare_case(
     "spacing" in mm and "shape" of the whole volume as stored; "brain" in ml; "voxels" of each region as stored;
     "digest" of the files' content.
     """
-    from monai.transforms import ClassesToIndices
+    with needs("scans"):
+        from monai.transforms import ClassesToIndices
 
     volumes, grid, _, drawn_on = read_case(case, strict)
     label = read_label(case, grid, drawn_on)
@@ -1090,7 +1092,8 @@ def contrast_transform(
     """For half of the crops: each sequence brighter or darker, and of more or less contrast, than it is, each by its
     own; the background stays 0.
     """
-    from monai.transforms import RandomizableTransform
+    with needs("scans"):
+        from monai.transforms import RandomizableTransform
 
     class Contrast(RandomizableTransform):
         def __call__(self, sample: dict) -> dict:
@@ -1112,7 +1115,8 @@ def crop_transform(
     contrast: float = 0.0,  # see `contrast_transform`. The authors: 0
 ):
     "The random part: crop, scale, turn, mirror, contrast; all but the last the same for all sequences and regions."
-    from monai import transforms as T
+    with needs("scans"):
+        from monai import transforms as T
 
     keys = ["x", "y"]  # all sequences in one tensor: each step is done once, whatever K is
     flat = window[2] == 1  # a slice is scaled and turned as a picture
@@ -1171,7 +1175,8 @@ ONE_AT_A_TIME = Lock()  # MONAI's switch is one for all threads
 @contextmanager
 def plain_tensors():
     "MONAI's transforms without the history that they keep of each tensor, which costs more than most of them."
-    from monai.data import get_track_meta, set_track_meta
+    with needs("scans"):
+        from monai.data import get_track_meta, set_track_meta
 
     with ONE_AT_A_TIME:
         before = get_track_meta()

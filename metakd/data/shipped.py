@@ -19,7 +19,7 @@ from typing import Literal
 
 import pandas as pd
 
-from ..files import MetakdError, atomic_write, cache_dir
+from ..files import MetakdError, atomic_write, cache_dir, needs
 
 # %% ../../nbs/305_shipped.ipynb #15c40007
 def wheel_files(
@@ -125,7 +125,8 @@ def ad_data() -> tuple[dict[str, pd.DataFrame], pd.Series]:  # modality -> 333 r
 # %% ../../nbs/305_shipped.ipynb #a9aad9cb
 def breast_cancer() -> tuple[dict[str, pd.DataFrame], pd.Series]:  # mean, error, worst -> 569 rows; the diagnosis
     "Cell nuclei of 569 breast lumps (UCI Breast Cancer Wisconsin; Wolberg et al., 1993), complete."
-    from sklearn.datasets import load_breast_cancer
+    with needs("tables"):
+        from sklearn.datasets import load_breast_cancer
 
     data = load_breast_cancer(as_frame=True)
     table = data.data.rename_axis("sample")

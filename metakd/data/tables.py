@@ -25,7 +25,7 @@ import pandas as pd
 import torch
 
 from ..batch import Batch
-from ..files import MetakdError, MetakdWarning, read_json
+from ..files import MetakdError, MetakdWarning, needs, read_json
 from ..tasks.base import Task
 from ..tasks.classification import Classification
 
@@ -515,7 +515,8 @@ def stratified_split(
     """Three random parts with the same mixture of classes; nobody is in two. Raises a `MetakdError` where a class is
     too small for it.
     """
-    from sklearn.model_selection import train_test_split
+    with needs("tables"):
+        from sklearn.model_selection import train_test_split
 
     if len(shares) != 3 or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
         raise MetakdError(

@@ -26,7 +26,7 @@ from ..data.memory_clinic import simulate_clinic
 from ..data.shipped import TCGA, ad_data, breast_cancer, multiple_features, tcga
 from ..data.tables import PARTS, Samples, View, align, check_split, hide, read_split, stratified_split
 from ..evaluation import evaluate, evaluate_present
-from ..files import MetakdError, MetakdWarning
+from ..files import MetakdError, MetakdWarning, needs
 from .experiment import Experiment, Setup
 from .sweep import has_run, keep_recipe, read_runs, sweep
 from ..methods.supervised import TableRecipe
@@ -215,7 +215,8 @@ def fold(
     seed: int,
 ) -> dict[str, pd.Index]:  # PARTS -> identifiers; validation is as large as test
     "One of the folds of repeated stratified cross-validation."
-    from sklearn.model_selection import StratifiedKFold, train_test_split
+    with needs("tables"):
+        from sklearn.model_selection import StratifiedKFold, train_test_split
 
     y, (shuffling, k) = samples.task.strata(samples.batch.y), divmod(seed, folds)
     rest, test = list(StratifiedKFold(folds, shuffle=True, random_state=shuffling).split(y, y))[k]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..batch import Source
-from ..files import MetakdError
+from ..files import MetakdError, needs
 from .registry import register
 from ..tasks.base import Method, Recipe, Task
 from ..tasks.classification import Classification
@@ -54,7 +54,8 @@ class Learner:
 
     def fit(self, table: np.ndarray, y: np.ndarray) -> "Learner":
         "Fit it, to [N, columns] and [N]."
-        from sklearn.utils.class_weight import compute_sample_weight
+        with needs("tables"):
+            from sklearn.utils.class_weight import compute_sample_weight
 
         if self.numbers:
             self.learner.fit(table, (y - self.task.mean) / self.task.spread)
@@ -128,7 +129,8 @@ def class_weight(recipe: Recipe) -> str | None:
 @register("HistGradientBoosting", task="classification", recipe=BoostedRecipe)
 def build_boosted(shapes: Mapping[str, Sequence[int]], task: Task, recipe: BoostedRecipe) -> WideTable:
     "scikit-learn's histogram gradient boosting."
-    from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+    with needs("tables"):
+        from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
     options = {
         "learning_rate": recipe.shrinkage,
@@ -176,9 +178,10 @@ class ForestRecipe(Recipe):
 @register("RandomForest", task="classification", recipe=ForestRecipe)
 def build_forest(shapes: Mapping[str, Sequence[int]], task: Task, recipe: ForestRecipe) -> WideTable:
     "scikit-learn's random forest of 300 trees, on training means where a value is missing, and flags."
-    from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
-    from sklearn.impute import SimpleImputer
-    from sklearn.pipeline import make_pipeline
+    with needs("tables"):
+        from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
+        from sklearn.impute import SimpleImputer
+        from sklearn.pipeline import make_pipeline
 
     def filled(forest, **more):
         forest = forest(300, min_samples_leaf=recipe.leaf, random_state=recipe.seed, **more)
@@ -203,10 +206,11 @@ def linear(task: Task, recipe: LinearRecipe) -> Learner:
     """Logistic regression, or ridge regression for numbers, on standardised columns, with the mean where a value is
     missing.
     """
-    from sklearn.impute import SimpleImputer
-    from sklearn.linear_model import LogisticRegression, Ridge
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
+    with needs("tables"):
+        from sklearn.impute import SimpleImputer
+        from sklearn.linear_model import LogisticRegression, Ridge
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
 
     def filled(regression):
         return make_pipeline(StandardScaler(), SimpleImputer(strategy="constant", fill_value=0.0), regression)
@@ -246,7 +250,8 @@ class LateFusion(Method):
 
     def unknown(self, values: np.ndarray, y: np.ndarray) -> np.ndarray:  # [N, outputs]
         "What the learner of a modality says of people whom it was not fitted on."
-        from sklearn.model_selection import KFold, StratifiedKFold
+        with needs("tables"):
+            from sklearn.model_selection import KFold, StratifiedKFold
 
         fold, most = KFold, len(y)
         if not self.above.numbers:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..batch import Batch, CompleteSamples, Source, expand_to
+from ..files import needs
 from .registry import register
 from .supervised import Supervised, build_classifier
 from ..nn.imputation import impute_mean
@@ -61,7 +62,8 @@ class Reconstruction(nn.Module):
     @torch.no_grad()
     def find_priors(self, features: Tensor, seed: int) -> None:  # [N, M, C] of complete samples
         "k-means, modality by modality. Fewer samples than priors: each sample is one, some twice."
-        from sklearn.cluster import KMeans
+        with needs("tables"):
+            from sklearn.cluster import KMeans
 
         k = self.priors.shape[1]
         for m, f in enumerate(features.float().unbind(1)):

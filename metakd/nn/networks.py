@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from ..batch import Source, on_host
-from ..files import MetakdError
+from ..files import MetakdError, needs
 
 # %% ../../nbs/102_networks.ipynb #e157f43f
 def last_layer(feature_size: int, normalise: bool) -> nn.Module:
@@ -479,7 +479,8 @@ class ResidualEncoder(nn.Module):
     "A 3D residual encoder for one sequence; each level has half the resolution of the one before."
 
     def __init__(self, widths: Sequence[int] = (8, 16, 32, 64)):
-        from monai.networks.blocks import ResidualUnit
+        with needs("scans"):
+            from monai.networks.blocks import ResidualUnit
 
         super().__init__()
         inputs = (1, *widths[:-1])
@@ -506,7 +507,8 @@ class UNetDecoder(nn.Module):
         widths: Sequence[int] = (8, 16, 32, 64),
         regions: int = 3,
     ):
-        from monai.networks.blocks import ResidualUnit
+        with needs("scans"):
+            from monai.networks.blocks import ResidualUnit
 
         super().__init__()
         *skips, deepest = widths

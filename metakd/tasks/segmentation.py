@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..batch import Batch
-from ..files import MetakdError
+from ..files import MetakdError, needs
 from .base import Method, Task, sigmoid_imitation
 
 # %% ../../nbs/206_segmentation.ipynb #b4da8280
@@ -26,7 +26,8 @@ def hausdorff95(
     worst: float,  # mm, where one of the two is empty
 ) -> Tensor:  # [B, R]
     "95 % Hausdorff distance in mm; 0 where both are empty."
-    from monai.metrics import compute_hausdorff_distance
+    with needs("scans"):
+        from monai.metrics import compute_hausdorff_distance
 
     a, b = answer.flatten(2).any(2), y.flatten(2).any(2)
     with warnings.catch_warnings():
@@ -104,7 +105,8 @@ class Segmentation(Task):
         device: str | torch.device | None = None,
         progress: bool = False,  # a bar over the windows
     ):
-        from monai.losses import DiceLoss
+        with needs("scans"):
+            from monai.losses import DiceLoss
 
         self.regions = tuple(regions)
         self.window = window
@@ -139,7 +141,8 @@ class Segmentation(Task):
     def answer(self, method: "Method", x: dict[str, Tensor], available: Tensor, subsets: Tensor | None) -> Tensor:
         if self.window is None:
             return super().answer(method, x, available, subsets)
-        from monai.inferers import sliding_window_inference
+        with needs("scans"):
+            from monai.inferers import sliding_window_inference
 
         answers, device = [], method.device
         for sample, has in enumerate(available):
@@ -208,7 +211,8 @@ class Segmentation(Task):
         # of the whole volume, for the distance where an answer is empty; None: that of `y`
         shape: Sequence[int] | None = None,
     ) -> dict[str, Tensor]:
-        from monai.metrics import compute_dice
+        with needs("scans"):
+            from monai.metrics import compute_dice
 
         spacing = self.spacing if spacing is None else spacing
         p, t = self.decide(logits, spacing).float(), y.to(logits.device).float()
