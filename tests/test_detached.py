@@ -69,6 +69,8 @@ def test_the_readme_of_the_package_index_links_to_the_repository(site):
 
 def test_files_beside_the_package_say_the_same_version_and_address():
     said, citation = settings(), (root / "CITATION.cff").read_text()
+    for page in ("README.md", "docs/index.md"):
+        assert set(re.findall(r"git\+(https:[^\s\"]+)", (root / page).read_text())) == {said["git_url"]}
     assert f"version: {said['version']}\n" in citation and f"repository-code: {said['git_url']}\n" in citation
 
 
