@@ -161,7 +161,7 @@ def plot_dots(
 
 # %% ../nbs/202_plots.ipynb #a431551f
 def plot_region_gains(
-    axes,  # one a region, in their order of appearance
+    axes,  # one per region, in their order of appearance
     patients: pd.DataFrame,  # one row per variant, region and patient: variant, region, gain
     seeds: pd.DataFrame,  # one row per variant, region and seed
     reference: str,  # the variant that the gains are over

@@ -16,7 +16,7 @@ from .files import MetakdError
 
 # %% ../nbs/002_statistics.ipynb #e830b900
 def mean_interval(
-    values: Sequence[float],  # one a seed
+    values: Sequence[float],  # one per seed
     level: float = 0.95,
     shared: float = 0.0,  # where every run splits the same people anew: how many are tested for one who is not
 ) -> tuple[float, float]:  # mean, half the width of the interval (nan for a single value)
@@ -28,7 +28,7 @@ def mean_interval(
 
 
 def paired_p(
-    a: Sequence[float],  # one a seed (or a case), in the same order as b
+    a: Sequence[float],  # one per seed (or a case), in the same order as b
     b: Sequence[float],
     shared: float = 0.0,  # as for `mean_interval`
 ) -> float:

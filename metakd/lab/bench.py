@@ -441,7 +441,7 @@ def bench_data(shape: Sequence[int] = (240, 240, 155), patients: int = 8) -> dic
 
 # %% ../../nbs/508_bench.ipynb #140b5755
 def bench_predict(shape: Sequence[int] = (240, 240, 155), counts: Sequence[int] = (1, 3)) -> dict:
-    "`metakd predict` with an untrained compact network: seconds a patient, and peak memory of the process."
+    "`metakd predict` with an untrained compact network: seconds per patient, and peak memory of the process."
     result, recipe = {}, Brats.recipe_for("MetaKD")
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"

@@ -225,7 +225,7 @@ def table2_jobs(
     protocols: Sequence[tuple[str, str]] = PROTOCOLS,
     tested: Sequence[str] = MODALITIES,
 ) -> list[dict]:
-    "Every run of the table; methods with a rate of their own (the bounds) once a seed."
+    "Every run of the table; methods with a rate of their own (the bounds) once per seed."
     jobs = []
     for seed in range(seeds):  # outermost: a sweep that is not done yet holds whole tables with fewer seeds
         for front_end, split in protocols:

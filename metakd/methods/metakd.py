@@ -117,7 +117,7 @@ class MetaKDRecipe(Recipe):
     meta_weight_decay: float = 1e-2
     "Of Adam, for the raw importance weights. Published: ? (5e-4 for segmentation)"
     weights: tuple[float, ...] = ()
-    """Fixed importance weights, one a modality, in the place of learned ones; then there is no upper level. Empty:
+    """Fixed importance weights, one per modality, in the place of learned ones; then there is no upper level. Empty:
     learned.
     """
     shuffled: bool = False
