@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test docs browser gpu lab tidy notebooks readme export constraints clean
+.PHONY: install demo test docs browser alone gpu lab tidy notebooks readme export constraints clean
 
 install: $(VENV)/.installed
 
@@ -33,6 +33,14 @@ docs: $(VENV)/.docs  ## the site, from the committed notebooks, into _docs/html;
 browser: docs  ## the site and JupyterLab in Chromium ($$CHROMIUM, or the one that is installed)
 	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt playwright
 	$(BIN)/python -m pytest -q docs/test_site.py
+
+alone: install  ## every notebook with nothing but what its first cell installs, as it is opened on Colab
+	rm -rf _alone && mkdir _alone
+	$(BIN)/python -m build --wheel -o _alone .
+	$(PYTHON) -m venv _alone/venv
+	_alone/venv/bin/python -m pip install $(PIP_ARGS) -c constraints.txt "$$(echo _alone/*.whl)[course,speech]"
+	cp -r nbs settings.ini _alone
+	cd _alone && IN_TEST=1 MPLBACKEND=Agg TQDM_DISABLE=1 venv/bin/nbdev_test --n_workers 2
 
 gpu: install  ## on a machine with a CUDA card: the tests that need one, their cells, and results/gpu.json
 	$(BIN)/python -m pytest tests/test_cuda.py
@@ -65,4 +73,4 @@ constraints:  ## the tested set of versions anew
 	rm requirements.tmp
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info demo _docs
+	rm -rf $(VENV) build dist *.egg-info demo _docs _alone
