@@ -50,16 +50,18 @@ def paired_gain(
     a: Sequence[float],  # one value for each seed, or each case, in the same order as b
     b: Sequence[float],
     shared: float = 0.0,  # as for `mean_interval`
+    level: float = 0.95,  # of the interval; 1 - 0.05 / k for the largest of k differences (Bonferroni)
 ) -> dict[str, float]:  # gain, half, p
-    "By how much a is larger than b: the mean, half the width of its 95 % interval, and the one-tailed paired p."
-    gain, half = mean_interval(np.asarray(a, dtype=float) - np.asarray(b, dtype=float), shared=shared)
+    "By how much a is larger than b: the mean, half the width of its interval, and the one-tailed paired p."
+    gain, half = mean_interval(np.asarray(a, dtype=float) - np.asarray(b, dtype=float), level, shared)
     return {"gain": gain, "half": half, "p": paired_p(a, b, shared)}
 
 # %% ../nbs/002_statistics.ipynb #8b2723eb
 def crossed_gain(
     differences: np.ndarray,  # [n, k] of two methods, a row per case and a column per training
+    level: float = 0.95,  # as for `paired_gain`
 ) -> dict[str, float]:  # gain, half, p
-    """The mean difference, half the width of its 95 % interval and the one-tailed p, for other cases **and** other
+    """The mean difference, half the width of its interval and the one-tailed p, for other cases **and** other
     trainings than these: both as crossed random effects (Satterthwaite, 1946). With a single column (or row) it is the
     t-test over the rows (or columns). Raises a `MetakdError` where a difference is missing.
     """
@@ -67,7 +69,7 @@ def crossed_gain(
     if d.ndim != 2 or not np.isfinite(d).all():
         raise MetakdError(f"crossed effects need a full table of cases by trainings, not {d.shape} with holes in it")
     if 1 in d.shape:
-        return paired_gain(d.ravel(), np.zeros(d.size))
+        return paired_gain(d.ravel(), np.zeros(d.size), level=level)
     n, k = d.shape
     rows, columns = d.mean(1), d.mean(0)
     rest = d - rows[:, None] - columns + d.mean()
@@ -77,12 +79,12 @@ def crossed_gain(
     parts = np.append(share, 1 - share.sum()) * squares / (n * k)
     variance = parts.sum()
     if not variance > 0:
-        return paired_gain(rows, np.zeros(n))
+        return paired_gain(rows, np.zeros(n), level=level)
     df = variance**2 / np.sum(parts**2 / freedom)
     t = d.mean() / np.sqrt(variance)
     return {
         "gain": float(d.mean()),
-        "half": float(stdtrit(df, 0.975) * np.sqrt(variance)),
+        "half": float(stdtrit(df, (1 + level) / 2) * np.sqrt(variance)),
         "p": float(stdtr(df, -t)),
     }
 

@@ -26,15 +26,22 @@ class Comparison:
     "The scores of several methods on the same cases or trainings."
 
     scores: pd.DataFrame  # methods in columns, in %
-    difference: Callable[[pd.Series, pd.Series], dict[str, float]]  # of two columns: gain, half, p
+    difference: Callable[[pd.Series, pd.Series, float], dict[str, float]]  # of two columns, at a level: gain, half, p
     cost: str  # where times of training come from: "digits" or "scans"
 
-    def gain(self, method: str, other: str) -> dict[str, float]:
-        "How much better a method is: gain, half the width of its 95 % interval, p. Raises a `MetakdError` for others."
+    @property
+    def others(self) -> int:
+        "How many methods are compared with one of them."
+        return self.scores.shape[1] - 1
+
+    def gain(self, method: str, other: str, looked_at: int = 1) -> dict[str, float]:
+        """How much better a method is: gain, half the width of its 95 % interval (wider where more methods were looked
+        at, by Bonferroni), p. Raises a `MetakdError` for a method without scores.
+        """
         for name in (method, other):
             if name not in self.scores:
                 raise MetakdError(f"no scores of {name}; there are those of {', '.join(self.scores)}")
-        return self.difference(self.scores[method], self.scores[other])
+        return self.difference(self.scores[method], self.scores[other], 1 - 0.05 / looked_at)
 
 
 def digits(folder: Path, tested: str) -> Comparison:
@@ -44,14 +51,14 @@ def digits(folder: Path, tested: str) -> Comparison:
     mean = runs[["accuracy_image", "accuracy_audio", "accuracy_both"]].mean(axis=1)
     scores = runs.assign(mean=mean).pivot_table(index="seed", columns="method", values="mean")
     shared = shared_by(runs)
-    return Comparison(scores, lambda a, b: paired_gain(a, b, shared), "digits")
+    return Comparison(scores, lambda a, b, level: paired_gain(a, b, shared, level), "digits")
 
 
 def simulated_gliomas(folder: Path) -> Comparison:
     "Table 1: Dice over the three regions and the 15 subsets, patient by patient and training by training."
     cases = read_runs(folder / CASES)
     scores = cases.pivot_table(index=["case", "seed"], columns="method", values="dice")
-    return Comparison(scores, lambda a, b: crossed_gain((a - b).unstack().to_numpy()), "scans")
+    return Comparison(scores, lambda a, b, level: crossed_gain((a - b).unstack().to_numpy(), level), "scans")
 
 
 def real_gliomas(folder: Path) -> Comparison:
@@ -61,11 +68,11 @@ def real_gliomas(folder: Path) -> Comparison:
     by_seed = cases.groupby(["case", "seed", "method"]).dice.mean().unstack()
     scores = cases.pivot_table(index="case", columns="method", values="dice")
 
-    def difference(a: pd.Series, b: pd.Series) -> dict[str, float]:
+    def difference(a: pd.Series, b: pd.Series, level: float) -> dict[str, float]:
         if min(seeds[a.name], seeds[b.name]) > 1:
             both = (by_seed[a.name] - by_seed[b.name]).unstack().dropna(axis=1)
-            return crossed_gain(both.to_numpy())
-        return paired_gain(a, b)
+            return crossed_gain(both.to_numpy(), level)
+        return paired_gain(a, b, level=level)
 
     return Comparison(scores, difference, "scans")
 
@@ -109,7 +116,7 @@ def summary(
             "MetaKD": f"{means.MetaKD:.1f}",
             "MetaKD over NoKD": points(c.gain("MetaKD", "NoKD")),
             "first": f"{first} {means[first]:.1f}",
-            "first over NoKD": points(c.gain(first, "NoKD")),
+            "first over NoKD": points(c.gain(first, "NoKD", c.others)),
             "time of the first": f"{cost[c.cost][first]:.1f} x MetaKD's",
         }
     return pd.DataFrame(rows).T
@@ -127,7 +134,7 @@ def plot_summary(
     for ax, (name, c) in zip(axes, found.items()):
         order = c.scores.mean().drop("NoKD").sort_values(ascending=False).index
         for k, (method, colour) in enumerate(colours(order).items()):
-            gain = c.gain(method, "NoKD")
+            gain = c.gain(method, "NoKD", c.others)
             ax.errorbar(gain["gain"], k, xerr=gain["half"], fmt="o", ms=6, color=colour, elinewidth=1.6)
         ax.axvline(0, color="0.4", lw=1)
         ax.set(title=name, yticks=range(len(order)), ylim=(max(sizes) - 1.4, -0.6))
@@ -135,5 +142,7 @@ def plot_summary(
         ax.grid(axis="x", color="0.9")
         ax.set_axisbelow(True)
         ax.spines[["top", "right"]].set_visible(False)
-    fig.supxlabel("points better than the same network trained with the task alone (95 % interval)")
+    fig.supxlabel(
+        "points better than the same network trained with the task alone (95 % for all intervals of a panel together)"
+    )
     return fig
