@@ -35,12 +35,7 @@ browser: docs  ## the site and JupyterLab in Chromium ($$CHROMIUM, or the one th
 	$(BIN)/python -m pytest -q docs/test_site.py
 
 alone: install  ## every notebook with nothing but what its first cell installs, as it is opened on Colab
-	rm -rf _alone && mkdir _alone
-	$(BIN)/python -m build --wheel -o _alone .
-	$(PYTHON) -m venv _alone/venv
-	_alone/venv/bin/python -m pip install $(PIP_ARGS) -c constraints.txt "$$(echo _alone/*.whl)[course,speech]"
-	cp -r nbs settings.ini _alone
-	cd _alone && IN_TEST=1 MPLBACKEND=Agg TQDM_DISABLE=1 venv/bin/nbdev_test --n_workers 2
+	$(BIN)/python tests/alone.py $(PIP_ARGS)
 
 gpu: install  ## on a machine with a CUDA card: the tests that need one, their cells, and results/gpu.json
 	$(BIN)/python -m pytest tests/test_cuda.py
