@@ -11,7 +11,7 @@ from sphinx.util.typing import stringify_annotation
 here = Path(__file__).parent
 sys.path[:0] = [str(here), str(here.parent / "tests")]
 
-from prepare import anchor, symbols  # noqa: E402
+from prepare import anchor, public, symbols  # noqa: E402
 
 from links import chapters, module, settings  # noqa: E402
 
@@ -29,12 +29,9 @@ extensions = [
 
 nb_execution_mode = "off"  # what is committed is shown
 nb_merge_streams = True
-nb_mime_priority_overrides = [("html", "application/vnd.jupyter.widget-view+json", None)]
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence"]
 myst_heading_anchors = 3
-suppress_warnings = ["mystnb.unknown_mime_type", "myst.header"]
-templates_path = []
-exclude_patterns = ["_build"]
+suppress_warnings = ["myst.header"]
 
 nitpicky = True
 nitpick_ignore_regex = [
@@ -71,7 +68,7 @@ html_theme_options = {
 }
 
 homes = {module(path): path.stem for path in chapters() if module(path)}
-known = symbols()
+known = symbols(public())
 
 
 def linkcode_resolve(domain: str, info: dict) -> str | None:

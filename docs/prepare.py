@@ -19,6 +19,7 @@ root = Path(__file__).parent.parent
 sys.path[:0] = [str(root / "tests"), str(root)]
 
 from links import chapters, module, settings  # noqa: E402
+from links import title as name_of  # noqa: E402
 
 PARTS = {
     "0": "Before you begin",
@@ -47,10 +48,10 @@ def modules() -> list[str]:
     return [m for path in chapters() if (m := module(path))]
 
 
-def symbols() -> dict[str, str]:
+def symbols(public_names: dict[str, list[str]]) -> dict[str, str]:
     "A public name -> where it is in the reference; names that two modules have are left out."
     found = {}
-    for home, names in public().items():
+    for home, names in public_names.items():
         for name in names:
             found.setdefault(name, []).append(f"{home}.{name}")
     return {name: where[0] for name, where in found.items() if len(where) == 1}
@@ -58,7 +59,7 @@ def symbols() -> dict[str, str]:
 
 def anchor(home: str, name: str) -> str:
     "Of a definition within its chapter."
-    return f"define-{home}-{name}".replace(".", "-").lower()
+    return f"define-{home}-{name}".replace(".", "-")
 
 
 def linked(text: str, known: dict[str, str], page: Path) -> str:
@@ -106,8 +107,7 @@ def cells_for_reading(cell: dict, home: str | None, names: set[str]) -> list[dic
             output["data"]["text/markdown"] = re.sub(
                 r"!\[[^\]]*\]\([^)]*\)", "", "".join(output["data"]["text/markdown"])
             )
-    shown = [o for o in cell["outputs"] if "application/vnd.jupyter.widget-view+json" not in o.get("data", {})]
-    made = {**cell, "source": source, "metadata": {**cell["metadata"], "tags": sorted(tags)}, "outputs": shown}
+    made = {**cell, "source": source, "metadata": {**cell["metadata"], "tags": sorted(tags)}}
     defined = [n for n in re.findall(r"^(?:class|def|async def) (\w+)", source, re.M) if n in names and home]
     spans = "".join(f'<span id="{anchor(home, n)}"></span>' for n in defined if "export" in " ".join(directives))
     return [*([words(spans)] if spans else []), made]
@@ -155,10 +155,8 @@ def reference(folder: Path, names: dict[str, list[str]]) -> None:
 
 
 def title(path: Path) -> str:
-    "Number and name, without what follows the colon."
-    first = "".join(json.loads(path.read_text())["cells"][0]["source"]).split("\n")[0]
-    number = path.stem.split("_")[0] + " " if path.stem[0].isdigit() else ""
-    return number + first.removeprefix("# ").split(":")[0]
+    "A chapter's number and name; the name of a notebook of the lab."
+    return (path.stem[:3] + " " if path.stem[0].isdigit() else "") + name_of(path)
 
 
 def help_of(*command: str) -> str:
@@ -227,6 +225,6 @@ if __name__ == "__main__":
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     public_names = public()
-    pages(folder, symbols(), public_names)
+    pages(folder, symbols(public_names), public_names)
     reference(folder, public_names)
     commands(folder)

@@ -57,7 +57,7 @@ class OnDemand:
         self.name, self.extra = name, extra
 
     def __getattr__(self, what: str):
-        if what.startswith("__") and what not in ("__version__",):  # who looks into modules imports none
+        if what.startswith("__") and what != "__version__":  # who looks into all modules imports none
             raise AttributeError(what)
         with needs(self.extra):
             return getattr(import_module(self.name), what)

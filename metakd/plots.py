@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BLACK', 'ORANGE', 'SKY', 'GREEN', 'BLUE', 'RED', 'PURPLE', 'PALETTE', 'COLOURS', 'TALK', 'colours', 'band',
            'plot_curves', 'plot_weights', 'plot_dots', 'plot_region_gains', 'plot_groups', 'plot_gains', 'plot_missing',
-           'plot_contributions', 'plot_reliability', 'places', 'sketch']
+           'plot_contributions', 'plot_reliability', 'places', 'box', 'sketch']
 
 # %% ../nbs/202_plots.ipynb #03c00004
 from collections.abc import Iterable, Sequence
@@ -287,7 +287,7 @@ def plot_reliability(
     ax.scatter(bins.confidence, bins.accuracy, s=4 + 120 * bins.n / bins.n.sum(), label=label, **style)
     ax.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02), aspect="equal")
 
-# %% ../nbs/202_plots.ipynb #b3d66487
+# %% ../nbs/202_plots.ipynb #68938a11
 def places(paths: Sequence[Sequence[str]]) -> dict[str, tuple[int, float]]:  # name -> column, row
     "Where the boxes of a sketch are: behind all that lead to them, and in the middle of their paths."
     rows = {name: [k for k, path in enumerate(paths) if name in path] for path in paths for name in path}
@@ -309,6 +309,15 @@ def places(paths: Sequence[Sequence[str]]) -> dict[str, tuple[int, float]]:  # n
         at |= {name: (column, line + shift) for name, line in zip(names, lines)}
     return at
 
+# %% ../nbs/202_plots.ipynb #3e321856
+def box(ax, name: str, x: float, y: float):
+    "A box of a sketch; what is missing is pale and dotted. Returns the matplotlib text."
+    edge, line, colour, text = (BLUE, "-", "black", name)
+    if name.startswith("("):
+        edge, line, colour, text = ("0.6", ":", "0.5", name.strip("()"))
+    style = {"boxstyle": "round,pad=0.4", "fc": "white", "ec": edge, "ls": line}
+    return ax.text(x, y, fill(text, 17), ha="center", va="center", fontsize=7.5, color=colour, bbox=style)
+
 
 def sketch(
     *paths: str,  # names joined by `->`; a name that comes again is the same box, one in brackets is missing
@@ -319,27 +328,14 @@ def sketch(
 
     steps = [[name.strip() for name in path.split("->")] for path in paths]
     at = places(steps)
-    fig, ax = plt.subplots(
-        figsize=(width, 0.4 + 0.55 * (1 + max(y for _, y in at.values()) - min(y for _, y in at.values()))),
-        layout="constrained",
-    )
-    boxes = {}
-    for name, (x, y) in at.items():
-        missing = name.startswith("(")
-        style = {
-            "boxstyle": "round,pad=0.4",
-            "fc": "white",
-            "ec": "0.6" if missing else BLUE,
-            "ls": ":" if missing else "-",
-        }
-        text = fill(name.strip("()") if missing else name, 17)
-        colour = "0.5" if missing else "black"
-        boxes[name] = ax.text(x, -y, text, ha="center", va="center", fontsize=7.5, color=colour, bbox=style)
+    columns, lines = zip(*at.values())
+    size = (width, 0.95 + 0.55 * (max(lines) - min(lines)))
+    fig, ax = plt.subplots(figsize=size, layout="constrained")
+    boxes = {name: box(ax, name, x, y) for name, (x, y) in at.items()}
     for a, b in dict.fromkeys(pair for path in steps for pair in zip(path, path[1:])):
         ends = {"patchA": boxes[a].get_bbox_patch(), "patchB": boxes[b].get_bbox_patch(), "shrinkA": 2, "shrinkB": 2}
         arrow = {"arrowstyle": "-|>", "color": "0.4", "lw": 1.1, **ends}
-        ax.annotate("", (at[b][0], -at[b][1]), (at[a][0], -at[a][1]), arrowprops=arrow)
-    ax.set(xlim=(-0.5, max(x for x, _ in at.values()) + 0.5))
-    ax.set(ylim=(-max(y for _, y in at.values()) - 0.45, -min(y for _, y in at.values()) + 0.45))
+        ax.annotate("", at[b], at[a], arrowprops=arrow)
+    ax.set(xlim=(-0.5, max(columns) + 0.5), ylim=(max(lines) + 0.45, min(lines) - 0.45))
     ax.axis("off")
     return fig

@@ -221,11 +221,11 @@ def analyses(
     def done(job, folder):
         return has_run(folder / RUNS, job, KEY)
 
-    cause = {}
-    if not all(done(j, out) for j in jobs):  # who only reads results needs no data
+    def recordings() -> dict[str, str]:
         data = load_once(AudioVision.front_end, AudioVision.path, AudioVision.source)
-        cause = {"recordings": digest(data.x, data.y, data.source)}
-    keep_recipe(out / "analyses_recipe.json", AudioVision, recipe, {m for m, _ in variants}, cause)
+        return {"recordings": digest(data.x, data.y, data.source)}
+
+    keep_recipe(out / "analyses_recipe.json", AudioVision, recipe, {m for m, _ in variants}, recordings)
     sweep(jobs, analysis_run, out, done, workers, tables=(CURVES, BINS, RUNS), experiment=AudioVision)
     return chosen_rows(read_runs(out / RUNS), names, seeds, tested)
 
@@ -422,9 +422,10 @@ def scan_analyses(
     def done(job, folder):
         return has_run(folder / SCANS, job, KEY)
 
-    # who only reads results needs no data
-    cause = {} if all(done(j, out) for j in jobs) else case_digests(Brats(data), recipe)
-    keep_recipe(out / "analyses_scans_recipe.json", Brats, recipe, {m for m, _ in variants}, cause)
+    def cases() -> dict[str, str]:
+        return case_digests(Brats(data), recipe)
+
+    keep_recipe(out / "analyses_scans_recipe.json", Brats, recipe, {m for m, _ in variants}, cases)
     sweep(
         jobs,
         scan_run,

@@ -114,7 +114,7 @@ def cross_validate(
     every = experiment.volumes(experiment.parts(), recipe)
     content = digest(sorted(s["digest"] for part in every.values() for s in part.survey().values()))
     about = {"cases": content, "folds": folds, "spacing": list(experiment.spacing)}
-    keep_recipe(out / f"{study}_recipe.json", ScanFolder, recipe, methods, about)
+    keep_recipe(out / f"{study}_recipe.json", ScanFolder, recipe, methods, lambda: about)
     jobs = [
         {
             "data": str(data),

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FOLDS', 'TABLES', 'PEERS', 'NETWORKS', 'BOOSTED', 'LINEAR', 'NETWORK', 'SETTINGS', 'RUNS', 'SUBSETS', 'KEY', 'HIDDEN',
-           'tuned', 'together', 'few_subsets', 'table_run', 'table_done', 'table_study', 'check_settings', 'ranks',
-           'against_best']
+           'tuned', 'together', 'few_subsets', 'table_run', 'table_done', 'table_study', 'check_settings',
+           'finished_sets', 'ranks', 'against_best']
 
 # %% ../../nbs/510_real_tables.ipynb #ee351c6a
 import json
@@ -148,8 +148,8 @@ def table_study(
         if m not in SETTINGS:
             raise MetakdError(f"SETTINGS says nothing of {m}; add what is to be tried of it")
     for d in data:
-        about = {"people": source_digest(align(*read_study(d)).batch)}
-        keep_recipe(out / f"tables_{Path(d).name}_recipe.json", Study, recipe, methods, about)
+        people = source_digest(align(*read_study(d)).batch)
+        keep_recipe(out / f"tables_{Path(d).name}_recipe.json", Study, recipe, methods, lambda: {"people": people})
     check_settings(read_runs(out / RUNS), methods)
     jobs = [
         {"data": d, "hidden": h, "method": m, "seed": s, "recipe": recipe}
@@ -170,6 +170,13 @@ def check_settings(runs: pd.DataFrame, methods: Sequence[str]) -> None:
             raise MetakdError(
                 f"{method} was run with {setting}, which is none of its settings now; choose another folder"
             )
+
+# %% ../../nbs/510_real_tables.ipynb #64b9ea22
+def finished_sets(runs: pd.DataFrame) -> pd.DataFrame:
+    "The runs that every method has, of the data sets of which there are as many as of any."
+    whole = runs[runs.groupby(["hidden", "data", "seed"]).method.transform("nunique") == runs.method.nunique()]
+    folds = whole.groupby(["hidden", "data"]).seed.transform("nunique")
+    return whole[folds == folds.max()]
 
 # %% ../../nbs/510_real_tables.ipynb #e8d9ca9b
 def ranks(

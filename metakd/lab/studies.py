@@ -291,11 +291,12 @@ def studies(
     out, chosen = Path(out), tuple(Study.rows if methods is None else methods)
     setting = {"data": study.data, "hidden": study.hidden, "folds": study.folds, "drop": recipe.drop}
     jobs = [{**setting, "method": m, "seed": s, "recipe": recipe} for s in range(seeds) for m in chosen]
-    cause = {}
-    if not all(study_done(j, out) for j in jobs):  # who only reads results needs no data
-        cause = {"people": source_digest(align(*read_study(study.data)).batch)}
+
+    def people() -> dict[str, str]:  # read once, aloud
+        return {"people": source_digest(align(*read_study(study.data)).batch)}
+
     kept_as = out / f"studies_{Path(study.data).name}_drop{recipe.drop:g}_recipe.json"
-    keep_recipe(kept_as, Study, recipe, chosen, cause)
+    keep_recipe(kept_as, Study, recipe, chosen, people)
     sweep(jobs, study_run, out, study_done, workers, tables=(RUNS, SUBSETS, CURVES), experiment=Study)
     runs = read_runs(out / RUNS)
     return runs[

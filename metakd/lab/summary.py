@@ -20,7 +20,7 @@ from .table2 import TABLES, own_rate, shared_by
 from ..plots import colours
 from ..stats import crossed_gain, paired_gain
 
-# %% ../../nbs/512_summary.ipynb #ffd193ea
+# %% ../../nbs/512_summary.ipynb #6ca6572e
 @dataclass(frozen=True)
 class Comparison:
     "The scores of several methods on the same cases or trainings."
@@ -43,7 +43,7 @@ class Comparison:
                 raise MetakdError(f"no scores of {name}; there are those of {', '.join(self.scores)}")
         return self.difference(self.scores[method], self.scores[other], 1 - 0.05 / looked_at)
 
-
+# %% ../../nbs/512_summary.ipynb #e4facc1a
 def digits(folder: Path, tested: str) -> Comparison:
     "Table 2 with the paper's protocol: accuracy over the three subsets and the four rates, seed by seed."
     runs = read_runs(folder / TABLES[tested]).query("frontend == 'paper' and split == 'random'")
@@ -60,10 +60,10 @@ def simulated_gliomas(folder: Path) -> Comparison:
     scores = cases.pivot_table(index=["case", "seed"], columns="method", values="dice")
     return Comparison(scores, lambda a, b, level: crossed_gain((a - b).unstack().to_numpy(), level), "scans")
 
-
-def real_gliomas(folder: Path) -> Comparison:
-    "Dice over the subsets that a patient has, patient by patient."
-    cases = read_runs(folder / "lgg_cases.csv")
+# %% ../../nbs/512_summary.ipynb #baf19ea7
+def real_gliomas(folder: Path, table: str = "lgg_cases.csv") -> Comparison:
+    "Dice over the subsets that a patient has, patient by patient; over trainings too, where both methods have several."
+    cases = read_runs(folder / table)
     seeds = cases.groupby("method").seed.nunique()
     by_seed = cases.groupby(["case", "seed", "method"]).dice.mean().unstack()
     scores = cases.pivot_table(index="case", columns="method", values="dice")
@@ -76,7 +76,7 @@ def real_gliomas(folder: Path) -> Comparison:
 
     return Comparison(scores, difference, "scans")
 
-
+# %% ../../nbs/512_summary.ipynb #811b2be6
 def comparisons(
     folder: str | Path,  # of results
 ) -> dict[str, Comparison]:

@@ -535,7 +535,11 @@ def table1(
     check_backend(backend)
     out, methods = Path(out), ROWS1 if methods is None else tuple(methods)
     experiment = Brats(data, split=split)
-    keep_recipe(out / "table1_recipe.json", Brats, recipe, methods, case_digests(experiment, recipe) | {"post": post})
+
+    def cases() -> dict[str, object]:
+        return case_digests(experiment, recipe) | {"post": post}
+
+    keep_recipe(out / "table1_recipe.json", Brats, recipe, methods, cases)
     jobs = [
         {
             "data": str(data),
