@@ -8,7 +8,7 @@ __all__ = ['EXPERIMENTS', 'Digits', 'Scans', 'People', 'TRAININGS', 'print_subse
            'check_test', 'named_files', 'say_answers', 'predict_command', 'predicting', 'data', 'glioma',
            'scans_commands', 'describe_scans', 'show_scans', 'clinic', 'cache']
 
-# %% ../../nbs/602_commands.ipynb #4d99771e
+# %% ../../nbs/602_commands.ipynb #027e5301
 import argparse
 import inspect
 import os
@@ -29,6 +29,8 @@ from ..data.layouts import cases_by_sequence, describe_folder, layout_of
 from ..data.memory_clinic import write_clinic
 from ..data.scans import Case, ScanLayout, find_cases, merged
 from ..evaluation import evaluate
+
+# %% ../../nbs/602_commands.ipynb #5c32cb33
 from metakd.files import (
     MetakdError,
     MissingPackage,

@@ -10,7 +10,7 @@ __all__ = ['nib', 'TENTHS', 'SIZES', 'GOALS', 'interleaved', 'flops', 'status_mb
            'large_tables', 'large_run', 'bench_large', 'head_ratios', 'bench_all', 'bench_table', 'hardware',
            'plot_bench']
 
-# %% ../../nbs/508_bench.ipynb #2ece6052
+# %% ../../nbs/508_bench.ipynb #aef9308e
 import json
 import os
 import platform
@@ -32,6 +32,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+
+# %% ../../nbs/508_bench.ipynb #42c65ad4
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..batch import Batch, all_subsets
@@ -175,7 +177,7 @@ def bench_evaluation(recipe: Recipe, repeats: int) -> dict:
         t = interleaved({"once": once, "each": each}, repeats)
     return {"evaluation": t["once"] / t["each"], "evaluation_logit_difference": difference}
 
-# %% ../../nbs/508_bench.ipynb #eba47381
+# %% ../../nbs/508_bench.ipynb #48d0cdc6
 def saved_bytes(step: Callable[[], object]) -> int:
     "How much the graph built by `step` holds on to, every storage once."
     kept = {}
@@ -192,7 +194,7 @@ def saved_bytes(step: Callable[[], object]) -> int:
 
 TENTHS = tuple((k + 0.5) / 10 for k in range(10))
 
-
+# %% ../../nbs/508_bench.ipynb #9d9ebb9e
 def bench_steps(
     runs: Mapping[str, tuple[Method, Batch]],  # what is stepped, on what
     against: str,  # which of them is 1

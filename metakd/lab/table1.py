@@ -8,7 +8,7 @@ __all__ = ['PUBLISHED', 'REFERENCE', 'AUTHORS_REGIONS', 'ROWS1', 'TABLE1', 'CASE
            'held_out', 'score_rows', 'trained', 'curve_rows', 'table1_run', 'table1_done', 'case_digests', 'table1',
            'subset_dots', 'table1_view', 'paper_view', 'table1_summary', 'table1_gains']
 
-# %% ../../nbs/504_table1.ipynb #1cab309a
+# %% ../../nbs/504_table1.ipynb #935794d3
 import json
 import re
 import warnings
@@ -27,6 +27,8 @@ from torch import Tensor
 from ..batch import all_subsets, parse_subset, source_digest
 from ..data.layouts import layout_of, reopen_layout
 from ..data.nifti import AXES
+
+# %% ../../nbs/504_table1.ipynb #506ff07f
 from metakd.data.scans import (
     BRATS,
     REGIONS,
