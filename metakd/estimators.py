@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['Tables', 'ONE', 'KEPT', 'TRUSTED', 'ESTIMATORS', 'recipe_of', 'grouped', 'in_training_order', 'in_double',
            'everybody', 'filled_rows', 'fit_transformers', 'transformed', 'some_people', 'hold_out', 'weighted',
-           'left_out', 'by_identifier', 'TableEstimator', 'MetaKDClassifier', 'MetaKDRegressor', 'MetaKDMultiLabel',
-           'MetaKDSurvival', 'compared', 'save', 'load', 'kept_transformer', 'restored']
+           'left_out', 'by_identifier', 'TableOptions', 'TableReader', 'TableTraining', 'TableEstimator',
+           'ClassAnswers', 'MetaKDClassifier', 'MetaKDRegressor', 'MetaKDMultiLabel', 'MetaKDSurvival', 'compared',
+           'save', 'load', 'kept_transformer', 'restored']
 
 # %% ../nbs/211_estimators.ipynb #8c62c009
 import warnings
@@ -265,9 +266,9 @@ def by_identifier(
 # %% ../nbs/211_estimators.ipynb #cd8b1222
 ONE = "table"  # the modality of one table without `modalities`
 
-# %% ../nbs/211_estimators.ipynb #5de9dc38
-class TableEstimator(BaseEstimator):
-    "What `MetaKDClassifier` and `MetaKDRegressor` share. Their options are scikit-learn parameters."
+# %% ../nbs/211_estimators.ipynb #82a61082
+class TableOptions(BaseEstimator):
+    "The options of all estimators, which are scikit-learn parameters."
 
     kind: ClassVar[type[Task]]
 
@@ -300,6 +301,100 @@ class TableEstimator(BaseEstimator):
         self.calibrate = calibrate
         self.random_state = random_state
         self.verbose = verbose
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        tags.non_deterministic = self.random_state is None
+        return tags
+
+# %% ../nbs/211_estimators.ipynb #4ce996ee
+class TableReader(TableOptions):
+    "An estimator that reads tables in whatever form they come."
+
+    def _read(self, X, y=None) -> tuple[Tables, pd.Series | None]:
+        "Whatever form X has, as one table for each modality, and the labels."
+        if isinstance(X, Mapping) and not issparse(X):
+            if y is not None and not isinstance(y, pd.Series):
+                raise MetakdError(f"labels are a {type(y).__name__}, expected a pandas.Series whose index says who")
+            return X, y
+        views, labels = self._grouped(X, y) if self.modalities is not None else self._checked(X, y)
+        return views, None if y is None else pd.Series(labels, pd.RangeIndex(len(labels), name="row"))
+
+    def _grouped(self, X, y) -> tuple[Tables, np.ndarray | None]:
+        "One table whose columns belong to several modalities."
+        if not isinstance(X, pd.DataFrame):
+            raise MetakdError(f"X is a {type(X).__name__}; with modalities it is a pandas.DataFrame, or a dictionary")
+        return grouped(X, self.modalities), None if y is None else by_identifier(y, X.index, "y").to_numpy()
+
+    def _checked(self, X, y) -> tuple[Tables, np.ndarray | None]:
+        "One table that is one modality, checked as scikit-learn does."
+        options = {"ensure_all_finite": "allow-nan", "dtype": "numeric", "reset": y is not None}
+        if y is None:
+            values, labels = validate_data(self, X, **options), None
+        elif self.kind is MultiLabel:  # which scikit-learn's check of labels does not know as collections
+            values = validate_data(self, X, ensure_min_samples=2, **options)
+            labels = by_identifier(y, X.index if isinstance(X, pd.DataFrame) else range(len(values)), "y").to_numpy()
+        else:
+            numeric = self.kind is not Classification
+            values, labels = validate_data(self, X, y, ensure_min_samples=2, y_numeric=numeric, **options)
+            if isinstance(X, pd.DataFrame):
+                by_identifier(y, X.index, "y")  # a Series in another order than the table is refused
+        names = list(getattr(self, "feature_names_in_", [f"x{k}" for k in range(values.shape[1])]))
+        return {ONE: pd.DataFrame(values, pd.RangeIndex(len(values), name="row"), names)}, labels
+
+    def people(self, X) -> tuple[Batch, pd.Index | None]:
+        "Everybody in X as a batch, and who they are where X says so. Raises a `MetakdError` for other tables."
+        check_is_fitted(self, "method_")
+        views = transformed(self.transformers_, self._read(X)[0])
+        batch, ids = everybody(in_training_order(views, self.modalities_), self.shapes_)
+        return batch, ids if isinstance(X, Mapping) else None
+
+# %% ../nbs/211_estimators.ipynb #d6772a30
+class TableTraining(TableReader):
+    "What an estimator needs around a training."
+
+    def _recipe(self, spec: MethodSpec, training: Batch, validation: Batch, seed: int) -> TableRecipe:
+        "The numbers of a training."
+        kind, given = recipe_of(spec), dict(self.numbers or {})
+        known = [f.name for f in fields(kind)]
+        if odd := sorted(set(given) - set(known)):
+            raise MetakdError(f"numbers: {self.method} has no '{odd[0]}'; choose from {', '.join(known)}")
+        if "alpha" in known and not (validation.available.sum(1) > 1).any():
+            given["alpha"] = 0.0
+            if training.available.shape[1] > 1:
+                warnings.warn(
+                    "nobody who validates has two modalities, which the importance weights are learned from; nothing "
+                    "is distilled",
+                    MetakdWarning,
+                    stacklevel=3,
+                )
+        usual = {
+            "epochs": self.epochs or usual_epochs(training.size),
+            "batch_size": self.batch_size or usual_batch(training.size),
+            "lr": self.lr,
+            "drop": self.hiding,
+            "seed": seed,
+        }
+        return kind(**usual | given)
+
+    def _finished(self) -> "TableEstimator":
+        "Ready to answer: on the CPU, and in double precision, so that it does not matter who else is asked about."
+        self.method_.optimizers = {}
+        self.method_.to("cpu", torch.float64).eval()
+        return self
+
+    def _learn_to_doubt(self, training: Batch, validation: Batch, unseen: bool) -> None:
+        "How sure answers may be, from people who were not trained on; numbers are not said with a certainty."
+
+    @torch.inference_mode()
+    def _logits(self, batch: Batch) -> torch.Tensor:
+        "What the method says of everybody, from whatever is known of them."
+        return torch.cat([self.method_.predict(b.x, b.available) for b in batch.whole(4096)])
+
+# %% ../nbs/211_estimators.ipynb #8750425d
+class TableEstimator(TableTraining):
+    "What `MetaKDClassifier` and `MetaKDRegressor` share. Their options are scikit-learn parameters."
 
     def fit(
         self,
@@ -345,106 +440,9 @@ class TableEstimator(BaseEstimator):
         self._finished()._learn_to_doubt(in_double(training), in_double(validation), validation is not training)
         return self
 
-    def _recipe(self, spec: MethodSpec, training: Batch, validation: Batch, seed: int) -> TableRecipe:
-        "The numbers of a training."
-        kind, given = recipe_of(spec), dict(self.numbers or {})
-        known = [f.name for f in fields(kind)]
-        if odd := sorted(set(given) - set(known)):
-            raise MetakdError(f"numbers: {self.method} has no '{odd[0]}'; choose from {', '.join(known)}")
-        if "alpha" in known and not (validation.available.sum(1) > 1).any():
-            given["alpha"] = 0.0
-            if training.available.shape[1] > 1:
-                warnings.warn(
-                    "nobody who validates has two modalities, which the importance weights are learned from; nothing "
-                    "is distilled",
-                    MetakdWarning,
-                    stacklevel=3,
-                )
-        usual = {
-            "epochs": self.epochs or usual_epochs(training.size),
-            "batch_size": self.batch_size or usual_batch(training.size),
-            "lr": self.lr,
-            "drop": self.hiding,
-            "seed": seed,
-        }
-        return kind(**usual | given)
-
-    def _finished(self) -> "TableEstimator":
-        "Ready to answer: on the CPU, and in double precision, so that it does not matter who else is asked about."
-        self.method_.optimizers = {}
-        self.method_.to("cpu", torch.float64).eval()
-        return self
-
-    def _read(self, X, y=None) -> tuple[Tables, pd.Series | None]:
-        "Whatever form X has, as one table for each modality, and the labels."
-        if isinstance(X, Mapping) and not issparse(X):
-            if y is not None and not isinstance(y, pd.Series):
-                raise MetakdError(f"labels are a {type(y).__name__}, expected a pandas.Series whose index says who")
-            return X, y
-        views, labels = self._grouped(X, y) if self.modalities is not None else self._checked(X, y)
-        return views, None if y is None else pd.Series(labels, pd.RangeIndex(len(labels), name="row"))
-
-    def _grouped(self, X, y) -> tuple[Tables, np.ndarray | None]:
-        "One table whose columns belong to several modalities."
-        if not isinstance(X, pd.DataFrame):
-            raise MetakdError(f"X is a {type(X).__name__}; with modalities it is a pandas.DataFrame, or a dictionary")
-        return grouped(X, self.modalities), None if y is None else by_identifier(y, X.index, "y").to_numpy()
-
-    def _checked(self, X, y) -> tuple[Tables, np.ndarray | None]:
-        "One table that is one modality, checked as scikit-learn does."
-        options = {"ensure_all_finite": "allow-nan", "dtype": "numeric", "reset": y is not None}
-        if y is None:
-            values, labels = validate_data(self, X, **options), None
-        elif self.kind is MultiLabel:  # which scikit-learn's check of labels does not know as collections
-            values = validate_data(self, X, ensure_min_samples=2, **options)
-            labels = by_identifier(y, X.index if isinstance(X, pd.DataFrame) else range(len(values)), "y").to_numpy()
-        else:
-            numeric = self.kind is not Classification
-            values, labels = validate_data(self, X, y, ensure_min_samples=2, y_numeric=numeric, **options)
-            if isinstance(X, pd.DataFrame):
-                by_identifier(y, X.index, "y")  # a Series in another order than the table is refused
-        names = list(getattr(self, "feature_names_in_", [f"x{k}" for k in range(values.shape[1])]))
-        return {ONE: pd.DataFrame(values, pd.RangeIndex(len(values), name="row"), names)}, labels
-
-    def _learn_to_doubt(self, training: Batch, validation: Batch, unseen: bool) -> None:
-        "How sure answers may be, from people who were not trained on; numbers are not said with a certainty."
-
-    def people(self, X) -> tuple[Batch, pd.Index | None]:
-        "Everybody in X as a batch, and who they are where X says so. Raises a `MetakdError` for other tables."
-        check_is_fitted(self, "method_")
-        views = transformed(self.transformers_, self._read(X)[0])
-        batch, ids = everybody(in_training_order(views, self.modalities_), self.shapes_)
-        return batch, ids if isinstance(X, Mapping) else None
-
-    @torch.inference_mode()
-    def _logits(self, batch: Batch) -> torch.Tensor:
-        "What the method says of everybody, from whatever is known of them."
-        return torch.cat([self.method_.predict(b.x, b.available) for b in batch.whole(4096)])
-
-    def __sklearn_tags__(self):
-        tags = super().__sklearn_tags__()
-        tags.input_tags.allow_nan = True
-        tags.non_deterministic = self.random_state is None
-        return tags
-
-# %% ../nbs/211_estimators.ipynb #273139f9
-class MetaKDClassifier(ClassifierMixin, TableEstimator):
-    """Classes from tables in which anything may be missing, by MetaKD or any other registered method.
-
-    After `fit`: `classes_`, `modalities_` (name -> columns), `importance_` (name -> learned weight), `history_`,
-    `temperatures_` (what logits from one, two, ... modalities are divided by, chapter 201), `people_` (how many were
-    trained and validated on), `left_out_` (why -> how many).
-
-    >>> who = [f"P{k}" for k in range(40)]
-    >>> blood = pd.DataFrame({"iron": np.arange(30.0)}, who[:30])
-    >>> memory = pd.DataFrame({"words": -np.arange(40.0)}, who)
-    >>> y = pd.Series(np.repeat(["well", "ill"], 20), who)
-    >>> model = MetaKDClassifier(epochs=30).fit({"blood": blood, "memory": memory}, y)
-    >>> model.predict({"memory": memory.loc[["P0", "P39"]]}).tolist()
-    ['well', 'ill']
-    """
-
-    kind = Classification
+# %% ../nbs/211_estimators.ipynb #e3391869
+class ClassAnswers(ClassifierMixin, TableEstimator):
+    "An estimator that answers with classes."
 
     def predict_proba(self, X) -> np.ndarray | pd.DataFrame:  # people by classes
         "The probability of each class; with rows by identifier and columns by class where X is a dictionary."
@@ -484,6 +482,25 @@ class MetaKDClassifier(ClassifierMixin, TableEstimator):
         "Accuracy; people of a dictionary are compared by identifier."
         y, answer, weights = compared(self.predict(X), y, sample_weight)
         return float(accuracy_score(y, answer, sample_weight=weights))
+
+# %% ../nbs/211_estimators.ipynb #0b523110
+class MetaKDClassifier(ClassAnswers):
+    """Classes from tables in which anything may be missing, by MetaKD or any other registered method.
+
+    After `fit`: `classes_`, `modalities_` (name -> columns), `importance_` (name -> learned weight), `history_`,
+    `temperatures_` (what logits from one, two, ... modalities are divided by, chapter 201), `people_` (how many were
+    trained and validated on), `left_out_` (why -> how many).
+
+    >>> who = [f"P{k}" for k in range(40)]
+    >>> blood = pd.DataFrame({"iron": np.arange(30.0)}, who[:30])
+    >>> memory = pd.DataFrame({"words": -np.arange(40.0)}, who)
+    >>> y = pd.Series(np.repeat(["well", "ill"], 20), who)
+    >>> model = MetaKDClassifier(epochs=30).fit({"blood": blood, "memory": memory}, y)
+    >>> model.predict({"memory": memory.loc[["P0", "P39"]]}).tolist()
+    ['well', 'ill']
+    """
+
+    kind = Classification
 
     def _read(self, X, y=None):
         views, labels = super()._read(X, y)

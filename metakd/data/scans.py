@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['BRATS', 'SEQUENCES', 'REGIONS', 'SCAN_FILE', 'LIKE_SEGMENTATIONS', 'OTHER_ORGANS', 'CHANNELS', 'DECATHLON', 'PARTS',
-           'TAIL', 'NEAR', 'CENTRES', 'KEPT', 'OPENED', 'ONE_AT_A_TIME', 'postprocess', 'largest_piece', 'ScanLayout',
-           'Image', 'Case', 'is_series', 'stem_of', 'words', 'Found', 'what_file', 'scan_files', 'scan', 'first_of',
-           'files_beside', 'case_of', 'guessed_label', 'with_unique_names', 'scan_decathlon', 'find_cases',
+           'TAIL', 'NEAR', 'CENTRES', 'KEPT', 'OPENED', 'ONE_AT_A_TIME', 'postprocess', 'largest_piece', 'LayoutFields',
+           'ScanLayout', 'Image', 'Case', 'is_series', 'stem_of', 'words', 'Found', 'what_file', 'scan_files', 'scan',
+           'first_of', 'files_beside', 'case_of', 'guessed_label', 'with_unique_names', 'scan_decathlon', 'find_cases',
            'dicom_hint', 'with_patients', 'make_split', 'most_complete', 'make_folds', 'read_split', 'check_split',
            'read_volume', 'Examination', 'read_case', 'faces', 'check_world', 'describe_grid', 'overlap', 'read_label',
            'to_regions', 'from_regions', 'merged', 'outline', 'brain_mask', 'authors_ceiling', 'normalise',
            'normalised', 'case_spacing', 'median_spacing', 'network_shape', 'to_network', 'prepare_case', 'brain_box',
-           'case_key', 'contrast_transform', 'crop_transform', 'as_batch', 'plain_tensors', 'Volumes', 'summary']
+           'case_key', 'contrast_transform', 'crop_transform', 'as_batch', 'plain_tensors', 'CaseList', 'PreparedCases',
+           'SurveyedCases', 'Volumes', 'summary']
 
 # %% ../../nbs/208_scans.ipynb #5ef0690a
 import io
@@ -80,18 +81,11 @@ def largest_piece(
         kept.append(region if n < 2 else pieces == 1 + np.bincount(pieces.ravel())[1:].argmax())
     return torch.from_numpy(np.stack(kept))
 
-# %% ../../nbs/208_scans.ipynb #847aba9b
+# %% ../../nbs/208_scans.ipynb #1d31a7ad
 @dataclass(frozen=True)
-class ScanLayout:
-    """What a set of scans holds, how its files are called, and what its labels mean. Nothing else in the package knows
-    a sequence, a region or a label by name.
-
-    Raises a `MetakdError` for regions that overlap and do not nest, and for labels that are in no convention.
-
-    >>> names = {"ct": ("ct",), "pet": ("pet", "suv"), "seg": ("seg",)}
-    >>> organs = ScanLayout("organs", ("ct", "pet"), {"liver": (1,)}, {"plain": {0: 0, 1: 1}}, names)
-    >>> organs.kinds["suv"]
-    'pet'
+class LayoutFields:
+    """What a layout says. Raises a `MetakdError` for regions that overlap and do not nest, and for labels that are in
+    no convention.
     """
 
     name: str
@@ -128,6 +122,20 @@ class ScanLayout:
                 raise MetakdError(f"{self.name}: convention {convention} has no label for {min(unknown)}")
         if missing := [m for m in self.sequences if not self.files.get(m)]:
             raise MetakdError(f"{self.name}: how are the files of {missing[0]} called?")
+
+# %% ../../nbs/208_scans.ipynb #6b455521
+@dataclass(frozen=True)
+class ScanLayout(LayoutFields):
+    """What a set of scans holds, how its files are called, and what its labels mean. Nothing else in the package knows
+    a sequence, a region or a label by name.
+
+    Raises a `MetakdError` for regions that overlap and do not nest, and for labels that are in no convention.
+
+    >>> names = {"ct": ("ct",), "pet": ("pet", "suv"), "seg": ("seg",)}
+    >>> organs = ScanLayout("organs", ("ct", "pet"), {"liver": (1,)}, {"plain": {0: 0, 1: 1}}, names)
+    >>> organs.kinds["suv"]
+    'pet'
+    """
 
     @cached_property
     def kinds(self) -> dict[str, str]:
@@ -1186,9 +1194,9 @@ def plain_tensors():
         finally:
             set_track_meta(before)
 
-# %% ../../nbs/208_scans.ipynb #5a3d0602
-class Volumes:
-    "Segmented cases on disk as a source of batches (chapter 101): crops for training, whole brains for evaluation."
+# %% ../../nbs/208_scans.ipynb #070ebe7f
+class CaseList:
+    "Segmented cases on disk, and how they are to be prepared."
 
     ahead = 2  # batches that the trainer prepares while the network computes
 
@@ -1231,11 +1239,9 @@ class Volumes:
         "mm between voxels that the network sees."
         return self.rules[1] or tuple(self.summary(0)["spacing"])
 
-    def take(self, index: Tensor) -> "Volumes":
-        index = index.nonzero().squeeze(1) if index.dtype == torch.bool else index
-        part = Volumes([self.cases[i] for i in index.tolist()], self.window, self.cache, *self.rules, **self.augment)
-        part.available, part.known = self.available[index], self.known
-        return part
+# %% ../../nbs/208_scans.ipynb #9aecd6ed
+class PreparedCases(CaseList):
+    "Cases that are prepared once and then read from the cache."
 
     def prepared(self, i: int) -> dict:
         "`prepare_case` of a case, from the cache where it is there and whole."
@@ -1275,6 +1281,10 @@ class Volumes:
             pass  # not there, or torn
         return summary(self.prepared(i))
 
+# %% ../../nbs/208_scans.ipynb #67103636
+class SurveyedCases(PreparedCases):
+    "Cases of which everything that is wrong is said at once."
+
     def survey(self, progress: bool = True) -> dict[str, dict]:  # name -> its summary
         "Read every case once. A `MetakdError` says everything that is wrong with any of them."
         where = {c.name: i for i, c in enumerate(self.cases) if c.name not in self.known}
@@ -1306,6 +1316,16 @@ class Volumes:
             [[m in self.known[c.name]["present"] for m in self.layout.sequences] for c in self.cases], dtype=torch.bool
         ).reshape(-1, len(self.layout.sequences))
         return {c.name: self.known[c.name] for c in self.cases}
+
+# %% ../../nbs/208_scans.ipynb #763a19bf
+class Volumes(SurveyedCases):
+    "Segmented cases on disk as a source of batches (chapter 101): crops for training, whole brains for evaluation."
+
+    def take(self, index: Tensor) -> "Volumes":
+        index = index.nonzero().squeeze(1) if index.dtype == torch.bool else index
+        part = Volumes([self.cases[i] for i in index.tolist()], self.window, self.cache, *self.rules, **self.augment)
+        part.available, part.known = self.available[index], self.known
+        return part
 
     def digest(self) -> str:
         return digest([s["digest"] for s in self.survey().values()])

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['PUBLISHED', 'REFERENCE', 'AUTHORS_REGIONS', 'ROWS1', 'TABLE1', 'CASES', 'CURVES1', 'BratsMetaKD', 'BratsPublished',
-           'authors_name', 'from_authors', 'segmenter_shapes', 'ScanExperiment', 'Brats', 'ScanFolder', 'tested_on',
-           'held_out', 'score_rows', 'trained', 'curve_rows', 'table1_run', 'table1_done', 'case_digests', 'table1',
-           'subset_dots', 'table1_view', 'paper_view', 'table1_summary', 'table1_gains']
+           'authors_name', 'from_authors', 'segmenter_shapes', 'ScanSettings', 'ScanParts', 'ScanSources',
+           'ScanTraining', 'ScanExperiment', 'Brats', 'ScanFolder', 'tested_on', 'held_out', 'score_rows', 'trained',
+           'curve_rows', 'table1_run', 'table1_done', 'case_digests', 'table1', 'subset_dots', 'table1_view',
+           'paper_view', 'table1_summary', 'table1_gains']
 
 # %% ../../nbs/504_table1.ipynb #935794d3
 import json
@@ -175,17 +176,16 @@ def segmenter_shapes() -> dict[str, torch.Size]:
 # %% ../../nbs/504_table1.ipynb #2f8c4b19
 ROWS1 = ("U-HeMIS", "U-HVED", "RobustSeg", "mmFormer", "ShaSpec", "NoKD", "MetaKD")  # the order of the paper's columns
 
-# %% ../../nbs/504_table1.ipynb #82a70b64
+# %% ../../nbs/504_table1.ipynb #aeccb026
 @dataclass(frozen=True)
-class ScanExperiment(Experiment):
-    "One method on one folder of scans. A subclass says of which layout they are. The seed is the recipe's."
+class ScanSettings(Experiment):
+    "Where scans are, and how they are read. The seed is the recipe's."
 
     task, paths = "segmentation", ("data", "split", "cache")
     rows, shared = ROWS1, SegmentationRecipe
     own = {"MetaKD": BratsMetaKD, "MetaKD (published)": BratsPublished}
     fixed = {"MetaKD (published)": PUBLISHED}
     layout: ClassVar[ScanLayout]
-
     data: Path
     "A folder of scans."
     method: str = "MetaKD"
@@ -218,6 +218,11 @@ class ScanExperiment(Experiment):
             if len(self.spacing) != 3 or not all(0 < s < float("inf") for s in self.spacing):
                 raise MetakdError(f"spacing = {self.spacing}: expected three distances in mm")
         super().__post_init__()
+
+# %% ../../nbs/504_table1.ipynb #2c64b003
+@dataclass(frozen=True)
+class ScanParts(ScanSettings):
+    "The cases of an experiment on scans, and the parts of its split."
 
     def check_layout(self, about: Mapping) -> None:
         "Raise a `MetakdError` where a run was trained on another set of scans: its outputs mean something else."
@@ -254,6 +259,11 @@ class ScanExperiment(Experiment):
             )
         return parts
 
+# %% ../../nbs/504_table1.ipynb #7f410a2f
+@dataclass(frozen=True)
+class ScanSources(ScanParts):
+    "Method, task and volumes of an experiment on scans."
+
     def build(
         self, recipe: SegmentationRecipe, spacing: Sequence[float] = (1.0, 1.0, 1.0), **task_options
     ) -> tuple[Method, Segmentation]:
@@ -288,6 +298,19 @@ class ScanExperiment(Experiment):
             part: every.take(torch.tensor([index[c.name] for c in cases], dtype=torch.long))
             for part, cases in parts.items()
         }
+
+    def check_regions(self, training: Iterable[Mapping]) -> None:
+        "Raise a `MetakdError` where no training case has a region: nothing could be learnt of it."
+        voxels = torch.tensor([s["voxels"] for s in training]).sum(0).tolist()
+        if empty := [region for region, n in zip(self.layout.regions, voxels) if not n]:
+            raise MetakdError(
+                f"{self.data}: no voxel of {', '.join(empty)} in any training case; are its labels and the split right?"
+            )
+
+# %% ../../nbs/504_table1.ipynb #a61c6ef4
+@dataclass(frozen=True)
+class ScanTraining(ScanSources):
+    "An experiment on scans that can be trained."
 
     def prepare(self, recipe: SegmentationRecipe) -> Setup:
         "Find, split and read the cases, build the method."
@@ -334,13 +357,10 @@ class ScanExperiment(Experiment):
             parts["test"].names,
         )
 
-    def check_regions(self, training: Iterable[Mapping]) -> None:
-        "Raise a `MetakdError` where no training case has a region: nothing could be learnt of it."
-        voxels = torch.tensor([s["voxels"] for s in training]).sum(0).tolist()
-        if empty := [region for region, n in zip(self.layout.regions, voxels) if not n]:
-            raise MetakdError(
-                f"{self.data}: no voxel of {', '.join(empty)} in any training case; are its labels and the split right?"
-            )
+# %% ../../nbs/504_table1.ipynb #4e61c715
+@dataclass(frozen=True)
+class ScanExperiment(ScanTraining):
+    "One method on one folder of scans. A subclass says of which layout they are. The seed is the recipe's."
 
     def prepare_test(self, recipe: SegmentationRecipe, about: Mapping, split: Path | None = None) -> Setup:
         """The test cases of a run by their names, or those that another split names: which may be of another hospital,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HYPERGRADIENTS', 'scale_features', 'renormalised', 'upper_loss', 'meta_gradient', 'MetaKDRecipe', 'TableMetaKD',
-           'PublishedMetaKD', 'hypergradient', 'first_order_gradient', 'MetaKD', 'metakd_classifier',
+           'PublishedMetaKD', 'hypergradient', 'first_order_gradient', 'Distilling', 'MetaKD', 'metakd_classifier',
            'metakd_segmenter', 'learn_importance']
 
 # %% ../../nbs/110_metakd.ipynb #9bb2d4e8
@@ -194,15 +194,9 @@ def first_order_gradient(method: "MetaKD", held_out: Batch, training: Batch) -> 
     "The network held fixed, as in the authors' code: training samples do not matter."
     return meta_gradient(method.model, method.importance, method.task, held_out, method.recipe.scaled)
 
-# %% ../../nbs/110_metakd.ipynb #e80760e2
-class MetaKD(Supervised):
-    """Meta-learned cross-modal knowledge distillation (arXiv 2405.07155), equations (1) to (6).
-
-    >>> from metakd import Classification, classifier
-    >>> method = MetaKD(classifier({"image": (1, 28, 28), "age": (1,)}, 10), Classification(10), MetaKDRecipe())
-    >>> list(method.optimizers)
-    ['network', 'importance']
-    """
+# %% ../../nbs/110_metakd.ipynb #cff9b82a
+class Distilling(Supervised):
+    "A method with importance weights, whose modalities teach each other by equation (5)."
 
     def __init__(self, model: MultimodalModel, task: Task, recipe: MetaKDRecipe, **parts: nn.Module):
         super().__init__(model, task, recipe, **parts)
@@ -226,6 +220,32 @@ class MetaKD(Supervised):
         after = pair_share(data.available, 0.0 if self.hides else self.recipe.drop) or 1.0
         self.shares = {"none": (1.0, 1.0), "data": (before, before), "seen": (before, after)}[self.recipe.share]
 
+    @property
+    def distils(self) -> bool:
+        "Is equation (5) a part of the loss now?"
+        return self.recipe.alpha > 0 and len(self.modalities) > 1 and self.progress >= self.recipe.distill_from
+
+    def distillation(self, feature: Tensor, available: Tensor, w: Tensor, teachers: Tensor | None = None) -> Tensor:
+        "Equation (5) as the recipe has it."
+        m, share = len(self.modalities), self.shares[self.progress >= self.recipe.drop_from]
+        pairs = share * (m * (m - 1) if self.recipe.pairs == "mean" else 1)
+        if self.recipe.shuffled:
+            w = w.roll(1)
+        distillation = distillation_loss(feature, available, w, self.recipe.distance, teachers) / pairs
+        if self.recipe.relative:
+            distillation = distillation / spread(feature, available, self.recipe.distance)
+        return distillation
+
+# %% ../../nbs/110_metakd.ipynb #3f4cd2c1
+class MetaKD(Distilling):
+    """Meta-learned cross-modal knowledge distillation (arXiv 2405.07155), equations (1) to (6).
+
+    >>> from metakd import Classification, classifier
+    >>> method = MetaKD(classifier({"image": (1, 28, 28), "age": (1,)}, 10), Classification(10), MetaKDRecipe())
+    >>> list(method.optimizers)
+    ['network', 'importance']
+    """
+
     def training_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         "The lower level of equation (4), w fixed."
         w = (
@@ -247,22 +267,6 @@ class MetaKD(Supervised):
             loss = loss + self.recipe.alpha * distillation
             logs["distillation"] = distillation.detach()
         return loss, logs
-
-    @property
-    def distils(self) -> bool:
-        "Is equation (5) a part of the loss now?"
-        return self.recipe.alpha > 0 and len(self.modalities) > 1 and self.progress >= self.recipe.distill_from
-
-    def distillation(self, feature: Tensor, available: Tensor, w: Tensor, teachers: Tensor | None = None) -> Tensor:
-        "Equation (5) as the recipe has it."
-        m, share = len(self.modalities), self.shares[self.progress >= self.recipe.drop_from]
-        pairs = share * (m * (m - 1) if self.recipe.pairs == "mean" else 1)
-        if self.recipe.shuffled:
-            w = w.roll(1)
-        distillation = distillation_loss(feature, available, w, self.recipe.distance, teachers) / pairs
-        if self.recipe.relative:
-            distillation = distillation / spread(feature, available, self.recipe.distance)
-        return distillation
 
     def meta_step(self, held_out: Batch, training: Batch) -> dict[str, Tensor]:
         """One step of the upper level of equation (4): the raw weights move, the network does not. Raises a

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['TOGETHER', 'LEAKY', 'last_layer', 'LeNet', 'apply_network', 'call_together', 'call_networks', 'check_levels',
-           'measure_scales', 'Encoders', 'Moments', 'Standardise', 'VectorEncoder', 'PatchEmbedding', 'SequenceEncoder',
-           'VolumeEncoder', 'encoder_for', 'ConcatHead', 'as_picture', 'as_slice', 'SliceConv3d', 'UpConv3d', 'resize',
-           'quick_volumes', 'ResidualEncoder', 'UNetDecoder', 'InstanceNorm', 'StandardConv3d', 'conv_block',
-           'Residual', 'bottleneck', 'Pyramid', 'ReferenceEncoder', 'ReferenceDecoder', 'ReflectConv3d']
+           'measure_scales', 'EncoderNetworks', 'Encoders', 'Moments', 'Standardise', 'VectorEncoder', 'PatchEmbedding',
+           'SequenceEncoder', 'VolumeEncoder', 'encoder_for', 'ConcatHead', 'as_picture', 'as_slice', 'SliceConv3d',
+           'UpConv3d', 'resize', 'quick_volumes', 'ResidualEncoder', 'UNetDecoder', 'InstanceNorm', 'StandardConv3d',
+           'conv_block', 'Residual', 'bottleneck', 'Pyramid', 'ReferenceEncoder', 'ReferenceDecoder', 'ReflectConv3d']
 
 # %% ../../nbs/102_networks.ipynb #874e3978
 from collections.abc import Mapping, Sequence
@@ -139,18 +139,9 @@ def measure_scales(
         for s, found in zip(every, measured):
             s.set_moments(found)
 
-# %% ../../nbs/102_networks.ipynb #9bac8708
-class Encoders(nn.Module):
-    """Equation (1): every present (sample, modality) pair encoded once, nothing else.
-
-    An encoder maps [N, ...] to a tensor [N, C, ...] or a list of them, one a level.
-    Modalities that are given the same module share it. All must agree on the shapes of the levels.
-
-    >>> encoders = Encoders({"a": nn.Linear(3, 4), "b": nn.Linear(5, 4)})
-    >>> levels = encoders({"a": torch.ones(2, 3), "b": torch.ones(2, 5)}, torch.tensor([[True, False], [True, True]]))
-    >>> levels[0].shape
-    torch.Size([2, 2, 4])
-    """
+# %% ../../nbs/102_networks.ipynb #f31a2182
+class EncoderNetworks(nn.Module):
+    "The networks of the modalities, each once, and which modality has which."
 
     dense = False  # encode what is missing too, and throw it away: for exports, whose steps must not depend on the data
 
@@ -171,6 +162,23 @@ class Encoders(nn.Module):
         "Show every `Standardise` the training samples; in an encoder it comes first."
         scales = [[s for s in network.modules() if isinstance(s, Standardise)] for network in self.networks]
         measure_scales(scales, [[(i, self.modalities[i]) for i in group] for group in self.groups], data)
+
+    def names(self, modalities: Sequence[int]) -> str:
+        "For messages."
+        return ", ".join(self.modalities[i] for i in modalities)
+
+# %% ../../nbs/102_networks.ipynb #7127b7e3
+class Encoders(EncoderNetworks):
+    """Equation (1): every present (sample, modality) pair encoded once, nothing else.
+
+    An encoder maps [N, ...] to a tensor [N, C, ...] or a list of them, one a level.
+    Modalities that are given the same module share it. All must agree on the shapes of the levels.
+
+    >>> encoders = Encoders({"a": nn.Linear(3, 4), "b": nn.Linear(5, 4)})
+    >>> levels = encoders({"a": torch.ones(2, 3), "b": torch.ones(2, 5)}, torch.tensor([[True, False], [True, True]]))
+    >>> levels[0].shape
+    torch.Size([2, 2, 4])
+    """
 
     def forward(
         self,
@@ -203,10 +211,6 @@ class Encoders(nn.Module):
         return [
             level[0].new_zeros(b, m, *level[0].shape[1:]).index_put(places, torch.cat(level)) for level in zip(*parts)
         ]
-
-    def names(self, modalities: Sequence[int]) -> str:
-        "For messages."
-        return ", ".join(self.modalities[i] for i in modalities)
 
     def encode_blank(self, blank: Tensor) -> list[Tensor]:  # [1, ...] -> levels [M, C, ...]
         "What each modality's encoder makes of the same empty input, which every network reads once."
